@@ -1,0 +1,271 @@
+"""Our folder format, read and written.
+
+    config.json             {"format": "causerie", "version": 1, "template": "plain",
+                             "tokenizer": {"file": "tokenizer.tiktoken", "encoding": "gpt2"},
+                             "model": {every field of ModelConfig}}
+    model.safetensors       parameters under the Decoder's own names, F16, BF16 or F32; a tied head once
+    tokenizer.tiktoken      absent when config.json says {"encoding": "bytes"}
+    generation_config.json  sampling policy under Hugging Face's names, and default_system
+    samples.jsonl           training conversations for the prompt proof
+    README.md               the model card
+
+Shapes and types come from the safetensors header and are compared with config.json before a weight is read.
+Refuses to know other formats, and any file that config.json places outside the folder.
+
+    >>> save_folder("checkpoints/mine", model, tokenizer, "plain", COURSE_DEFAULTS, samples, card="# Mine")
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from llm.chat.template import PlainTemplate, get_template
+from llm.checkpoint.fields import MAX_JSON_BYTES, Fields, parse_object, read_bytes
+from llm.checkpoint.policy import dump_defaults, read_defaults
+from llm.checkpoint.record import (
+    Checkpoint,
+    Sample,
+    expected_shapes,
+    file_digest,
+    one_line,
+    some,
+    vocabulary_notes,
+)
+from llm.checkpoint.samples import dump_samples, read_samples
+from llm.config import MAX_DIMENSION, GenerationDefaults, ModelConfig
+from llm.errors import CheckpointError
+from llm.model import Decoder
+from llm.tokenizer import ByteTokenizer, TiktokenTokenizer, Tokenizer, load_tiktoken
+
+FORMAT, VERSION = "causerie", 1
+MAX_TOKENIZER_BYTES = 64 << 20
+_DTYPES = ("F16", "BF16", "F32")
+
+
+def open_folder(path: Path) -> Checkpoint:
+    """Open a folder in our format.
+
+    Raises:
+        CheckpointError: anything that keeps the folder from being served, in one line.
+    """
+    top = _config_json(path)
+    config = _model_config(top.inner("model"))
+    tokenizer = _open_tokenizer(path, top.inner("tokenizer"))
+    template_name = top.text("template")
+    top.done()
+    if tokenizer.vocab_size > config.vocab_size:
+        raise CheckpointError(
+            f"{path}: the tokenizer has {tokenizer.vocab_size} ids, vocab_size is only {config.vocab_size}"
+        )
+    weights = path / "model.safetensors"
+    _check_header(weights, config)
+    defaults, notes = read_defaults(path / "generation_config.json")
+    return Checkpoint(
+        path=path,
+        name=path.resolve().name,
+        kind="folder",
+        config=config,
+        template=_template(path, template_name, defaults),
+        tokenizer=tokenizer,
+        defaults=defaults,
+        samples=_open_samples(path / "samples.jsonl", tokenizer),
+        notes=notes + vocabulary_notes(tokenizer, config),
+        digest=file_digest(weights),
+        read=lambda: _read_weights(weights),
+    )
+
+
+def _config_json(path: Path) -> Fields:
+    where = path / "config.json"
+    if not where.is_file():
+        raise CheckpointError(f"{path}: a folder without config.json is no checkpoint we can read")
+    values = parse_object(read_bytes(where, MAX_JSON_BYTES), str(where))
+    if "format" not in values and ("model_type" in values or "architectures" in values):
+        raise CheckpointError(
+            f"{path}: a Hugging Face folder (config.json has model_type): not yet supported"
+        )
+    top = Fields(values, str(where))
+    if (name := top.text("format")) != FORMAT:
+        top.refuse(f"format must be {FORMAT!r}, got {name[:64]!r}")
+    if (version := top.whole("version", 1, 1 << 31)) != VERSION:
+        top.refuse(f"version {version} is newer than the {VERSION} this server reads")
+    return top
+
+
+def _model_config(model: Fields) -> ModelConfig:
+    """Every field of ModelConfig, none left out, none beyond."""
+    readers = {
+        "int": lambda name: model.whole(name, 1, MAX_DIMENSION),
+        "bool": model.boolean,
+        "float": lambda name: model.number(name, 1e-12, 1.0),
+        "Activation": model.text,
+    }
+    values = {f.name: readers[str(f.type)](f.name) for f in fields(ModelConfig)}
+    model.done()
+    try:
+        return ModelConfig(**values)  # type: ignore[arg-type]
+    except ValueError as error:
+        model.refuse(str(error))
+
+
+def _open_tokenizer(path: Path, spec: Fields) -> Tokenizer:
+    encoding = spec.text("encoding")
+    if encoding == "bytes":
+        spec.done()
+        return ByteTokenizer()
+    name = spec.text("file")
+    spec.done()
+    file = path / name
+    if Path(name).name != name or "\\" in name or not file.resolve().is_relative_to(path.resolve()):
+        spec.refuse(f"file must be a plain file name inside the folder, got {name[:64]!r}")
+    if not file.is_file():
+        spec.refuse(f"file {name[:64]!r} is not there")
+    if file.stat().st_size > MAX_TOKENIZER_BYTES:
+        spec.refuse(f"file {name[:64]!r} is larger than the limit of {MAX_TOKENIZER_BYTES} bytes")
+    return load_tiktoken(file, encoding)
+
+
+def _template(path: Path, name: str, defaults: GenerationDefaults) -> PlainTemplate:
+    try:
+        return get_template(name[:64], defaults.default_system)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _open_samples(path: Path, tokenizer: Tokenizer) -> list[Sample]:
+    return read_samples(path, tokenizer.vocab_size) if path.exists() else []
+
+
+def _check_header(path: Path, config: ModelConfig) -> None:
+    """Compare names, shapes and types in the file's header with the configuration. Reads no weight."""
+    with _opened(path) as (file, names):
+        if config.num_layers > len(names):
+            raise CheckpointError(
+                f"{path}: num_layers is {config.num_layers}, the file has only {len(names)} tensors"
+            )
+        shapes = expected_shapes(config)
+        if missing := [name for name in shapes if name not in names]:
+            raise CheckpointError(f"{path}: missing {some(missing)}")
+        if extra := [name for name in names if name not in shapes]:
+            raise CheckpointError(f"{path}: unexpected {some(extra)}")
+        for name, shape in shapes.items():
+            view = file.get_slice(name)
+            if tuple(view.get_shape()) != shape:
+                raise CheckpointError(
+                    f"{path}: {name} has shape {view.get_shape()}, config.json says {list(shape)}"
+                )
+            if view.get_dtype() not in _DTYPES:
+                raise CheckpointError(
+                    f"{path}: {name} has type {view.get_dtype()}, readable are {', '.join(_DTYPES)}"
+                )
+
+
+def _read_weights(path: Path) -> Iterator[tuple[str, Tensor]]:
+    with _opened(path) as (file, names):
+        for name in names:
+            yield name, file.get_tensor(name)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, list[str]]]:
+    """The memory-mapped file and its tensors' names; what safetensors refuses becomes our error.
+
+    The handle is Any: safetensors ships no types for it.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file, list(file.keys())
+    except (SafetensorError, OSError, RuntimeError, MemoryError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file: {one_line(error)}") from None
+
+
+def save_folder(
+    path: str | Path,
+    model: Decoder,
+    tokenizer: Tokenizer,
+    template_name: str,
+    defaults: GenerationDefaults,
+    samples: Sequence[Sample],
+    card: str,
+    dtype: torch.dtype = torch.float16,
+) -> None:
+    """Write a servable folder, replacing one that is there.
+
+    Files are written to a temporary folder and renamed into place, config.json last: a folder seen for the
+    first time is whole or is no checkpoint, and every single file is always whole.
+
+    Args:
+        card: Markdown for README.md: data, licence, evaluation.
+        dtype: of the stored weights.
+
+    Raises:
+        CheckpointError: a weight is NaN, infinite, or too large for dtype.
+    """
+    path = Path(path)
+    weights = _finite_weights(path, model, dtype)
+    get_template(template_name)
+    config = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": asdict(model.config),
+        "tokenizer": _tokenizer_spec(tokenizer),
+        "template": template_name,
+    }
+    path.mkdir(parents=True, exist_ok=True)
+    temporary = Path(
+        tempfile.mkdtemp(prefix=".saving-", dir=path)
+    )  # inside: a mount point's sibling is elsewhere
+    try:
+        _write(temporary / "config.json", json.dumps(config, indent=2) + "\n")
+        save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+        shutil.copymode(temporary / "config.json", temporary / "model.safetensors")  # it writes mode 0600
+        if isinstance(tokenizer, TiktokenTokenizer):
+            (temporary / "tokenizer.tiktoken").write_bytes(_dump_ranks(tokenizer))
+        _write(temporary / "generation_config.json", dump_defaults(defaults))
+        _write(temporary / "samples.jsonl", dump_samples(samples))
+        _write(temporary / "README.md", card)
+        for file in sorted(temporary.iterdir(), key=lambda file: file.name == "config.json"):
+            os.replace(file, path / file.name)
+    finally:
+        shutil.rmtree(temporary)
+
+
+def _finite_weights(path: Path, model: Decoder, dtype: torch.dtype) -> dict[str, Tensor]:
+    weights = {name: p.detach().to("cpu", dtype).contiguous() for name, p in model.named_parameters()}
+    for name, tensor in weights.items():
+        if not bool(tensor.isfinite().all()):
+            raise CheckpointError(f"{path}: not saved: {name} holds weights that are not finite in {dtype}")
+    return weights
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _tokenizer_spec(tokenizer: Tokenizer) -> dict[str, str]:
+    if isinstance(tokenizer, TiktokenTokenizer):
+        return {"file": "tokenizer.tiktoken", "encoding": tokenizer.encoding}
+    assert isinstance(tokenizer, ByteTokenizer), f"no file format for {type(tokenizer).__name__}"
+    return {"encoding": "bytes"}
+
+
+def _dump_ranks(tokenizer: TiktokenTokenizer) -> bytes:
+    """The tokenizer's ranks in tiktoken's format, in order; the end-of-text marker is implied."""
+    tokens = (tokenizer.token_bytes(rank) for rank in range(tokenizer.vocab_size - 1))
+    return b"".join(b"%s %d\n" % (base64.b64encode(token), rank) for rank, token in enumerate(tokens))

@@ -1,0 +1,194 @@
+"""The loop: one thread per device that turns submitted sequences into token events.
+
+Sequences come in through `submit` and `abort` from any thread; events leave through one `emit` call per
+step, made on the engine's thread. Token ids in, TokenEvents out: the engine never sees text, tokenizers,
+sockets or an event loop.
+
+    >>> engine = Engine(EagerRunner(model, config), config, vocab_size, emit=print); engine.start()
+    >>> engine.submit(Sequence([1, 2, 3], SamplingParams(max_tokens=8)))
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from llm.config import EngineConfig
+from llm.errors import EngineStopped
+from llm.runner import Runner
+from llm.sampler import prepare, sample
+from llm.scheduler import Batch, Scheduler
+from llm.sequence import FinishReason, Sequence, TokenEvent
+
+log = logging.getLogger(__name__)
+
+Emit = Callable[[list[TokenEvent]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A snapshot for health and load: counts, and seconds since the last step ended."""
+
+    device: str
+    num_running: int
+    num_waiting: int
+    num_free_blocks: int
+    num_blocks: int
+    num_steps: int
+    num_tokens: int
+    num_preemptions: int
+    seconds_since_step: float
+    alive: bool
+
+
+class Engine:
+    """Continuous batching of one model on one device.
+
+    Args:
+        runner: computes batches; owns the KV storage.
+        config: bounds of a step and of the block pool.
+        vocab_size: ids that may be drawn; a padded head's other rows never are.
+        emit: receives each step's events on the engine's thread; must not block.
+        device: for the log and the statistics.
+    """
+
+    def __init__(
+        self, runner: Runner, config: EngineConfig, vocab_size: int, emit: Emit, device: str = "cpu"
+    ) -> None:
+        self.runner = runner
+        self.config = config
+        self.vocab_size = vocab_size
+        self.emit = emit
+        self.device = device
+        self.scheduler = Scheduler(config)
+        self.num_steps = 0
+        self.num_tokens = 0
+        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._inbox_lock = threading.Lock()
+        self._stopped = False
+        self._last_step = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name=f"engine-{device}", daemon=True)
+
+    def step(self) -> bool:
+        """One turn: choose, compute, sample, commit. False when there is nothing to do."""
+        batch = self.scheduler.schedule()
+        if batch is None:
+            return False
+        try:
+            logits = self.runner.run(batch)  # (M, V), rows that asked
+            tokens = self._sample(logits, batch)  # (M,)
+        except Exception as error:
+            self._fail(batch, error)
+            return True
+        self.emit(self.scheduler.commit(batch, tokens))  # a finished sequence gets exactly one last event
+        self._count(len(tokens))
+        return True
+
+    def submit(self, sequence: Sequence) -> None:
+        """Queue a sequence; from here on it belongs to the engine's thread.
+
+        Raises:
+            EngineStopped: the engine takes no more work.
+        """
+        self._post(lambda: self.scheduler.add(sequence))
+
+    def abort(self, sequence: Sequence) -> None:
+        """End a sequence before the next step; its last event says ABORT. Harmless when it has ended."""
+        try:
+            self._post(lambda: self.emit(self.scheduler.abort(sequence)))
+        except EngineStopped:
+            return  # stopping has ended it
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End every sequence with an error and the thread with it; returns when both have happened."""
+        with self._inbox_lock:
+            self._stopped = True
+            self._inbox.put(None)
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def stats(self) -> EngineStats:
+        """A snapshot; the numbers are read without a lock and may be one step apart."""
+        return EngineStats(
+            device=self.device,
+            num_running=len(self.scheduler.running),
+            num_waiting=len(self.scheduler.waiting) + self._inbox.qsize(),
+            num_free_blocks=self.scheduler.blocks.num_free,
+            num_blocks=self.scheduler.blocks.num_blocks,
+            num_steps=self.num_steps,
+            num_tokens=self.num_tokens,
+            num_preemptions=self.scheduler.num_preemptions,
+            seconds_since_step=time.monotonic() - self._last_step,
+            alive=self._thread.is_alive() and not self._stopped,
+        )
+
+    def _sample(self, logits: Tensor, batch: Batch) -> list[int]:
+        asking = batch.asking
+        rows = prepare([s.params for s in asking], [len(s.output) for s in asking])
+        return sample(logits, rows, self.vocab_size) if asking else []
+
+    def _count(self, num_tokens: int) -> None:
+        self.num_steps += 1
+        self.num_tokens += num_tokens
+        self._last_step = time.monotonic()
+
+    def _fail(self, batch: Batch, error: Exception) -> None:
+        log.exception("%s: a step of %d tokens failed", self.device, batch.num_tokens, exc_info=error)
+        self.emit(self.scheduler.fail(batch, "the model's forward pass failed; the server log says why"))
+        self._last_step = time.monotonic()
+
+    def _post(self, work: Callable[[], None]) -> None:
+        with self._inbox_lock:
+            if self._stopped:
+                raise EngineStopped("the engine takes no more work: it is stopping or has stopped")
+            self._inbox.put(work)
+
+    def _run(self) -> None:
+        """The thread: serve the inbox, step, and sleep only when both are empty."""
+        busy = False
+        try:
+            while self._serve_inbox(wait=not busy):
+                busy = self.step()
+        except BaseException as error:
+            log.critical("%s: the engine's thread ends: %r", self.device, error, exc_info=error)
+            raise
+        finally:
+            self._end_all()
+
+    def _serve_inbox(self, *, wait: bool) -> bool:
+        """Do what was posted; False when asked to stop."""
+        while True:
+            try:
+                work = self._inbox.get(block=wait)
+            except queue.Empty:
+                return True
+            if work is None:
+                return False
+            if wait:
+                self._last_step = time.monotonic()  # an idle engine has not been stalled
+            work()
+            wait = False
+
+    def _end_all(self) -> None:
+        with self._inbox_lock:
+            self._stopped = True
+        while not self._inbox.empty():
+            work = self._inbox.get()
+            if work is not None:
+                work()
+        events = []
+        for sequence in list(self.scheduler.sequences()):
+            events += self.scheduler.abort(sequence)
+        self.emit(
+            [TokenEvent(e.sequence_id, None, FinishReason.ERROR, "the server is stopping") for e in events]
+        )

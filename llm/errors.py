@@ -1,0 +1,74 @@
+"""Everything that can go wrong for a reason outside our code.
+
+    CauserieError
+    ├── CheckpointError          the file or folder cannot be served: format, names, shapes, hostile content
+    │   └── PromptMismatch       the serving template does not render what the model was trained on
+    ├── DeviceError              the device asked for is not there
+    ├── OptionError              an operator's option is out of the bounds of this model or machine
+    ├── RequestError             one request asks for something out of bounds; names the field
+    │   └── ContextLengthExceeded
+    └── EngineError              the request was fine, the engine could not finish it
+        ├── EngineStopped        the engine takes no more work
+        └── StepFailed           the forward pass of this sequence's batch raised
+
+Messages are one line and name the field, the value and the limit. Our own bugs are `assert`s, not these.
+"""
+
+from __future__ import annotations
+
+
+class CauserieError(Exception):
+    """Root of the tree above; its text is one line a user can act on."""
+
+
+class CheckpointError(CauserieError):
+    """A checkpoint was refused. The message starts with its path."""
+
+
+class PromptMismatch(CheckpointError):
+    """A sample training conversation renders to other token ids than it was trained with."""
+
+
+class DeviceError(CauserieError):
+    """The device named by the operator does not exist on this machine."""
+
+
+class OptionError(CauserieError):
+    """An option of the operator does not fit the model or the machine. The message names it."""
+
+
+class RequestError(CauserieError):
+    """One request cannot be served as asked. `param` is the field's path, `code` OpenAI's error code."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str = "invalid_value") -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class ContextLengthExceeded(RequestError):
+    """The prompt leaves no room for a single new token within `limit` positions."""
+
+    def __init__(self, num_prompt_tokens: int, limit: int, max_tokens: int | None = None) -> None:
+        asked = f" and max_tokens is {max_tokens}" if max_tokens is not None else ""
+        super().__init__(
+            f"This model's maximum context length is {limit} tokens, prompt and reply together; "
+            f"the prompt has {num_prompt_tokens} tokens{asked}. Shorten the messages, "
+            'or send "truncation": "drop_oldest".',
+            param="messages",
+            code="context_length_exceeded",
+        )
+        self.num_prompt_tokens = num_prompt_tokens
+        self.limit = limit
+
+
+class EngineError(CauserieError):
+    """The engine could not finish a sequence."""
+
+
+class EngineStopped(EngineError):
+    """The engine is shutting down or its thread is gone."""
+
+
+class StepFailed(EngineError):
+    """A forward pass raised; every sequence of that batch ends with this, and the next batch runs."""

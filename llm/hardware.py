@@ -1,0 +1,43 @@
+"""What this machine is and how fast it reads memory: the ceiling printed beside every measurement.
+
+>>> describe(torch.device("cpu"))
+'AMD EPYC 7B13, 2 cores, torch 2.13.0, 2 threads'
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from pathlib import Path
+
+import torch
+
+
+def describe(device: torch.device) -> str:
+    """One line about the processor or the accelerator and torch."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
+    return f"{_cpu_name()}, {cores} cores, torch {torch.__version__}, {threads} threads"
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
+
+
+def read_bandwidth(device: torch.device, megabytes: int = 256, repeats: int = 5) -> float:
+    """Bytes per second of summing a tensor that fits no cache; the best of `repeats` runs."""
+    data = torch.ones(megabytes << 18, device=device)  # float32
+    best = 0.0
+    for _ in range(repeats):
+        start = time.perf_counter()
+        float(data.sum())  # .item() waits for the device
+        best = max(best, data.numel() * 4 / (time.perf_counter() - start))
+    return best

@@ -1,0 +1,24 @@
+"""KV caches behind one call: the cache stores keys and values *and* attends, since layout decides the kernel.
+
+`concat` is the slow twin (training, oracles), `paged` serves.
+"""
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class KVCache(Protocol):
+    """Where a model's layers keep what later tokens look back at."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Store k and v, then attend causally.
+
+        Args:
+            layer: index of the transformer block.
+            q: queries of the new tokens, (..., H, D).
+            k, v: keys and values of the same tokens, (..., K, D).
+
+        Returns:
+            Weighted values, same shape as q. The scale is 1/sqrt(D).
+        """

@@ -1,0 +1,139 @@
+"""One config-driven decoder-only transformer. Everything a forward pass needs is in its arguments.
+
+    B  rows (sequences)            H  query heads        C  width of the residual stream
+    T  new tokens                  K  key/value heads    V  vocabulary
+    S  cached tokens               D  head dimension     L  layers
+    N  KV blocks                   P  tokens per block   M  rows that want logits
+
+Shapes start with `...`: (B, T) in training and in the oracles, a flat (T,) of many sequences' tokens in
+serving; only the cache knows which tokens belong together. Refuses to know tokens' meaning, sampling, files
+and devices.
+
+    >>> model = Decoder(config); hidden = model(ids, positions, NoCache()); logits = model.logits(hidden)
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llm.config import ModelConfig
+from llm.kv import KVCache
+
+
+class Attention(nn.Module):
+    """Multi-head attention; where keys and values live is the cache's affair."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim = (
+            config.num_heads,
+            config.num_kv_heads,
+            config.head_dim,
+        )
+        q_width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.split = (q_width, kv_width, kv_width)
+        self.qkv = nn.Linear(config.width, sum(self.split), bias=config.attention_bias)
+        self.out = nn.Linear(q_width, config.width, bias=config.attention_out_bias)
+
+    def forward(self, x: Tensor, layer: int, cache: KVCache) -> Tensor:
+        q, k, v = self.qkv(x).split(self.split, dim=-1)  # (..., H·D), (..., K·D), (..., K·D)
+        q = q.unflatten(-1, (self.num_heads, self.head_dim))  # (..., H, D)
+        k = k.unflatten(-1, (self.num_kv_heads, self.head_dim))  # (..., K, D)
+        v = v.unflatten(-1, (self.num_kv_heads, self.head_dim))  # (..., K, D)
+        attended = cache.attend(layer, q, k, v)  # (..., H, D)
+        out: Tensor = self.out(attended.flatten(-2))  # (..., C)
+        return out
+
+
+class FeedForward(nn.Module):
+    """Two projections around a GELU."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.width, config.ffn_width, bias=config.ffn_bias)
+        self.down = nn.Linear(config.ffn_width, config.width, bias=config.ffn_bias)
+        self.approximate = {"gelu": "none", "gelu_tanh": "tanh"}[config.activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        down: Tensor = self.down(F.gelu(self.up(x), approximate=self.approximate))  # (..., C)
+        return down
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward, each added to the residual stream."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.width, eps=config.norm_eps, bias=config.norm_bias)
+        self.attention = Attention(config)
+        self.ffn_norm = nn.LayerNorm(config.width, eps=config.norm_eps, bias=config.norm_bias)
+        self.ffn = FeedForward(config)
+
+    def forward(self, x: Tensor, layer: int, cache: KVCache) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), layer, cache)
+        x = x + self.ffn(self.ffn_norm(x))
+        return x
+
+
+class Decoder(nn.Module):
+    """Token and position embedding, L blocks, a final norm and a head. Names: checkpoint/names.py."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tokens = nn.Embedding(config.vocab_size, config.width)
+        self.positions = nn.Embedding(config.num_positions, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps, bias=config.norm_bias)
+        self.head = None if config.tied_head else nn.Linear(config.width, config.vocab_size, bias=False)
+
+    def forward(self, ids: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
+        """Hidden states after the final norm.
+
+        Args:
+            ids: token ids (...).
+            positions: each token's place in its sequence, broadcastable to ids.
+            cache: stores the new keys and values and attends.
+
+        Returns:
+            (..., C)
+        """
+        x = self.tokens(ids) + self.positions(positions)  # (..., C)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, layer, cache)
+        hidden: Tensor = self.norm(x)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of every token as the next one: (..., C) → (..., V)."""
+        return F.linear(hidden, self.tokens.weight if self.head is None else self.head.weight)
+
+    @property
+    def device(self) -> torch.device:
+        return self.tokens.weight.device
+
+    def num_parameters(self) -> int:
+        """Numbers in the network, a tied head counted once."""
+        return sum(p.numel() for p in self.parameters())
+
+
+@torch.no_grad()
+def init_weights(model: Decoder, seed: int) -> None:
+    """GPT-2's initialisation: normal(0, 0.02), residual projections scaled by 1/sqrt(2L), biases 0.
+
+    Source: Radford et al. 2019, section 2.3; the 0.02 from the released code.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    residual_std = 0.02 / math.sqrt(2 * model.config.num_layers)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.zero_()
+        elif "norm" in name:
+            parameter.fill_(1.0)
+        else:
+            std = residual_std if name.endswith(("attention.out.weight", "ffn.down.weight")) else 0.02
+            parameter.normal_(0.0, std, generator=generator)

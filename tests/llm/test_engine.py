@@ -1,0 +1,144 @@
+"""The engine's thread: work in from anywhere, events out, and an end for every sequence whatever happens."""
+
+from __future__ import annotations
+
+import queue
+
+import pytest
+import torch
+
+from llm.config import EngineConfig, SamplingParams
+from llm.engine import Engine
+from llm.errors import EngineStopped
+from llm.runner.eager import EagerRunner
+from llm.scheduler import Batch
+from llm.sequence import FinishReason, Sequence, TokenEvent
+from tests.fakes import tiny_model
+
+CONFIG = EngineConfig(max_model_len=64, max_num_seqs=4, max_num_batched_tokens=64, block_size=4)
+
+
+class FlakyRunner(EagerRunner):
+    """Raises on batches that hold a sequence whose prompt starts with 13."""
+
+    def run(self, batch: Batch) -> torch.Tensor:
+        if any(chunk.sequence.prompt[0] == 13 for chunk in batch.chunks):
+            raise RuntimeError("out of luck")
+        return super().run(batch)
+
+
+class Listener:
+    """Events in arrival order, readable from the test's thread."""
+
+    def __init__(self) -> None:
+        self.inbox: queue.SimpleQueue[TokenEvent] = queue.SimpleQueue()
+
+    def __call__(self, events: list[TokenEvent]) -> None:
+        for event in events:
+            self.inbox.put(event)
+
+    def until_finished(self, count: int) -> dict[int, TokenEvent]:
+        last: dict[int, TokenEvent] = {}
+        while len(last) < count:
+            event = self.inbox.get(timeout=30)
+            if event.finish is not None:
+                assert event.sequence_id not in last, "two last events"
+                last[event.sequence_id] = event
+        return last
+
+
+def greedy(first: int, max_tokens: int = 4) -> Sequence:
+    return Sequence([first, 2, 3], SamplingParams(max_tokens=max_tokens, temperature=0.0))
+
+
+def test_a_failed_forward_pass_fails_that_batch_and_the_next_request_works(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    listener = Listener()
+    engine = Engine(FlakyRunner(tiny_model(), CONFIG), CONFIG, 257, listener)
+    engine.start()
+    poison = greedy(13)
+    engine.submit(poison)
+    assert listener.until_finished(1)[poison.id].finish is FinishReason.ERROR
+    assert "out of luck" in caplog.text, "the log has the cause"
+    healthy = greedy(1)
+    engine.submit(healthy)
+    event = listener.until_finished(1)[healthy.id]
+    assert event.finish is FinishReason.LENGTH
+    assert engine.stats().num_free_blocks == CONFIG.total_blocks
+    engine.stop()
+
+
+def test_stop_ends_every_sequence_with_an_error_and_refuses_more() -> None:
+    listener = Listener()
+    engine = Engine(EagerRunner(tiny_model(), CONFIG), CONFIG, 257, listener)
+    sequences = [greedy(1, max_tokens=60) for _ in range(6)]
+    for sequence in sequences:
+        engine.submit(sequence)  # before the thread runs: none can have finished
+    engine.stop()
+    engine._end_all()
+    assert {e.finish for e in listener.until_finished(6).values()} == {FinishReason.ERROR}
+    with pytest.raises(EngineStopped):
+        engine.submit(greedy(1))
+    engine.abort(sequences[0])
+    assert listener.inbox.empty(), "an abort after the end says nothing"
+    engine.scheduler.check_integrity()
+
+
+def test_stopping_a_running_engine_returns_and_leaves_no_block_held() -> None:
+    listener = Listener()
+    engine = Engine(EagerRunner(tiny_model(), CONFIG), CONFIG, 257, listener)
+    engine.start()
+    engine.submit(greedy(1, max_tokens=60))
+    assert listener.inbox.get(timeout=30).token_id is not None
+    engine.stop()
+    assert not engine.stats().alive
+    assert engine.scheduler.blocks.num_free == CONFIG.total_blocks
+
+
+def test_abort_frees_the_blocks_before_the_next_step() -> None:
+    listener = Listener()
+    engine = Engine(EagerRunner(tiny_model(), CONFIG), CONFIG, 257, listener)
+    sequence = greedy(1, max_tokens=60)
+    engine.submit(sequence)
+    assert engine._serve_inbox(wait=True)
+    for _ in range(3):
+        engine.step()
+    assert engine.scheduler.blocks.num_free < CONFIG.total_blocks
+    engine.abort(sequence)
+    assert engine._serve_inbox(wait=True)
+    assert engine.scheduler.blocks.num_free == CONFIG.total_blocks
+    assert engine.step() is False
+    assert listener.until_finished(1)[sequence.id].finish is FinishReason.ABORT
+
+
+def test_a_batch_is_shared_by_sequences_that_arrived_at_different_times() -> None:
+    engine = Engine(EagerRunner(tiny_model(), CONFIG), CONFIG, 257, lambda events: None)
+    first, second = greedy(1, max_tokens=8), greedy(2, max_tokens=8)
+    engine.scheduler.add(first)
+    engine.step()
+    engine.scheduler.add(second)
+    engine.step()
+    assert (len(first.output), len(second.output)) == (2, 1)
+    engine.step()
+    assert (len(first.output), len(second.output)) == (3, 2)
+    assert engine.stats().num_running == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+def test_cuda_draws_what_the_cpu_draws() -> None:
+    replies = []
+    for device in ("cpu", "cuda"):
+        model = tiny_model(dtype=torch.float64).to(device)
+        listener = Listener()
+        engine = Engine(EagerRunner(model, CONFIG), CONFIG, 257, listener, device)
+        sequences = [
+            Sequence([i, 5], SamplingParams(max_tokens=20, temperature=0.9, seed=i)) for i in range(6)
+        ]
+        for sequence in sequences:
+            engine.scheduler.add(sequence)
+        while engine.step():
+            pass
+        replies.append([s.output for s in sequences])
+    assert replies[0] == replies[1]

@@ -1,0 +1,96 @@
+"""The batched sampler against its slow twin, and draws that depend on (seed, choice, position) alone."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm.config import SamplingParams
+from llm.sampler import INVALID, prepare, sample, sample_reference, uniform
+
+PARAMS = st.builds(
+    SamplingParams,
+    max_tokens=st.just(1),
+    temperature=st.sampled_from([0.0, 0.01, 0.3, 1.0, 2.0]),
+    top_k=st.sampled_from([0, 0, 1, 2, 50, 200, 299, 300, 301]),
+    top_p=st.sampled_from([1.0, 1.0, 0.999, 0.9, 0.5, 1e-6]),
+    seed=st.integers(-(2**63), 2**63 - 1),
+    choice=st.integers(0, 7),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(PARAMS, st.integers(0, 100)), min_size=1, max_size=6), st.integers(0, 2**31))
+def test_a_batch_of_different_rows_draws_what_each_row_draws_alone(
+    rows: list[tuple[SamplingParams, int]], seed: int
+) -> None:
+    logits = torch.randn(len(rows), 300, generator=torch.Generator().manual_seed(seed)) * 3
+    params, positions = [p for p, _ in rows], [n for _, n in rows]
+    alone = [sample_reference(logits[i], p, n) for i, (p, n) in enumerate(rows)]
+    assert sample(logits, prepare(params, positions), 300) == alone
+
+
+def frequencies(params: SamplingParams, logits: torch.Tensor, draws: int = 4000) -> list[float]:
+    rows = prepare([params] * draws, list(range(draws)))
+    counts = torch.bincount(
+        torch.tensor(sample(logits.expand(draws, -1), rows, len(logits))), minlength=len(logits)
+    )
+    return (counts / draws).tolist()
+
+
+def test_frequencies_follow_the_probabilities() -> None:
+    logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
+    for measured, wanted in zip(
+        frequencies(SamplingParams(1, 1.0, seed=3), logits), (0.1, 0.2, 0.3, 0.4), strict=True
+    ):
+        assert abs(measured - wanted) < 0.03
+
+
+def test_top_p_keeps_the_token_that_crosses_p() -> None:
+    logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
+    measured = frequencies(SamplingParams(1, 1.0, top_p=0.5, seed=3), logits)
+    assert measured[:2] == [0.0, 0.0]
+    assert abs(measured[2] - 3 / 7) < 0.03
+
+
+def test_top_k_keeps_k() -> None:
+    measured = frequencies(SamplingParams(1, 1.0, top_k=2, seed=3), torch.tensor([0.1, 0.2, 0.3, 0.4]).log())
+    assert [m > 0 for m in measured] == [False, False, True, True]
+
+
+def test_a_padded_vocabulary_is_never_drawn() -> None:
+    logits = torch.zeros(3, 8)
+    logits[:, 5:] = 50.0
+    params = [SamplingParams(1, t, top_k=k, seed=1) for t, k in ((0.0, 0), (1.0, 0), (1.0, 3))]
+    assert all(token < 5 for n in range(50) for token in sample(logits, prepare(params, [n] * 3), 5))
+
+
+def test_a_row_that_is_not_finite_is_invalid_and_alone() -> None:
+    logits = torch.zeros(4, 10)
+    logits[:3, 4] = float("nan")
+    params = [
+        SamplingParams(1, 0.0),
+        SamplingParams(1, 1.0),
+        SamplingParams(1, 1.0, top_k=2),
+        SamplingParams(1, 1.0),
+    ]
+    tokens = sample(logits, prepare(params, [0] * 4), 10)
+    assert tokens[:3] == [INVALID] * 3
+    assert tokens[3] >= 0
+
+
+@given(st.integers(-(2**63), 2**63 - 1), st.integers(0, 7), st.integers(0, 10**6))
+def test_uniform_is_a_pure_function_in_range(seed: int, choice: int, position: int) -> None:
+    u = uniform(seed, choice, position)
+    assert 0.0 <= u < 1.0
+    assert u == uniform(seed, choice, position)
+
+
+def test_uniform_is_spread_over_seed_choice_and_position() -> None:
+    for draws in (
+        [uniform(s, 0, 0) for s in range(4000)],
+        [uniform(1, c, 0) for c in range(4000)],
+        [uniform(1, 0, p) for p in range(4000)],
+    ):
+        assert len(set(draws)) == 4000
+        assert abs(sum(draws) / 4000 - 0.5) < 0.03
+        assert max(sum(a <= d < a + 0.1 for d in draws) for a in (0, 0.3, 0.6, 0.9)) < 480

@@ -1,0 +1,213 @@
+"""The laws that hold across files: fast equals slow, alone equals in company, streamed equals whole.
+
+Run in float64 on a tiny model, where the order of a matrix product's sums cannot move a token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import defaultdict
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm.config import EngineConfig, SamplingParams
+from llm.engine import Engine
+from llm.generate import generate_cached, generate_naive
+from llm.runner.eager import EagerRunner
+from llm.sequence import FinishReason, Sequence, TokenEvent
+from tests.fakes import tiny_model, tiny_text_model
+
+SHAPES = {
+    "course": {"tied_head": False},
+    "gpt2": {
+        "activation": "gelu_tanh",
+        "attention_bias": True,
+        "attention_out_bias": True,
+        "ffn_bias": True,
+        "tied_head": True,
+    },
+    "grouped queries": {"num_heads": 4, "num_kv_heads": 2},
+}
+MODELS = {name: tiny_model(dtype=torch.float64, **shape) for name, shape in SHAPES.items()}
+
+PARAMS = st.builds(
+    SamplingParams,
+    max_tokens=st.integers(1, 70),
+    temperature=st.sampled_from([0.0, 0.8, 1.5]),
+    top_k=st.sampled_from([0, 5, 50]),
+    top_p=st.sampled_from([1.0, 0.9]),
+    seed=st.integers(0, 2**40),
+    stop_token_ids=st.sampled_from([frozenset(), frozenset(range(0, 257, 29))]),
+)
+PROMPTS = st.lists(st.integers(0, 256), min_size=1, max_size=50)
+
+
+class Drive:
+    """An engine without its thread: steps when told, keeps every event."""
+
+    def __init__(self, model_name: str, **config: int) -> None:
+        self.model = MODELS[model_name]
+        bounds = EngineConfig(**{"max_model_len": 64, "max_num_seqs": 4, "block_size": 4} | config)
+        self.events: dict[int, list[TokenEvent]] = defaultdict(list)
+        self.engine = Engine(EagerRunner(self.model, bounds), bounds, 257, self._keep)
+        self.scheduler = self.engine.scheduler
+
+    def _keep(self, events: list[TokenEvent]) -> None:
+        for event in events:
+            self.events[event.sequence_id].append(event)
+
+    def finish(self) -> None:
+        while self.engine.step():
+            self.scheduler.check_integrity()
+        assert self.scheduler.blocks.num_free == self.scheduler.blocks.num_blocks
+
+    def reply(self, sequence: Sequence) -> tuple[list[int], FinishReason]:
+        events = self.events[sequence.id]
+        assert [e.finish for e in events[:-1]] == [None] * (len(events) - 1), "a last event, and only one"
+        assert events[-1].finish is not None
+        return [e.token_id for e in events if e.token_id is not None], events[-1].finish
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@settings(max_examples=12, deadline=None)
+@given(prompt=PROMPTS, params=PARAMS, budget=st.integers(4, 64))
+def test_engine_equals_cached_equals_naive(
+    shape: str, prompt: list[int], params: SamplingParams, budget: int
+) -> None:
+    """Law 1, for any prompt, policy and prefill chunking, up to and at the end of the positions."""
+    drive = Drive(shape, max_num_batched_tokens=budget)
+    sequence = Sequence(prompt, params)
+    drive.scheduler.add(sequence)
+    drive.finish()
+    cached = generate_cached(drive.model, prompt, params)
+    assert cached == generate_naive(drive.model, prompt, params)
+    assert drive.reply(sequence) == cached
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@settings(max_examples=12, deadline=None)
+@given(
+    jobs=st.lists(st.tuples(PROMPTS, PARAMS), min_size=2, max_size=8),
+    seed=st.integers(0, 2**32),
+    budget=st.integers(4, 40),
+    num_blocks=st.integers(16, 40),
+)
+def test_company_changes_nothing(
+    shape: str, jobs: list[tuple[list[int], SamplingParams]], seed: int, budget: int, num_blocks: int
+) -> None:
+    """Law 2: joins at any step, aborts of others, chunked prefills and preemptions leave a reply as it is
+    alone.
+    """
+    rng = random.Random(seed)
+    drive = Drive(shape, max_num_batched_tokens=budget, num_blocks=num_blocks)
+    sequences = [Sequence(prompt, params) for prompt, params in jobs]
+    waiting, aborted = list(sequences), set()
+    while waiting or drive.scheduler.running or drive.scheduler.waiting:
+        if waiting and rng.random() < 0.5:
+            drive.scheduler.add(waiting.pop())
+        if rng.random() < 0.05 and (alive := list(drive.scheduler.sequences())):
+            victim = rng.choice(alive)
+            aborted.add(victim.id)
+            drive._keep(drive.scheduler.abort(victim))
+        drive.engine.step()
+        drive.scheduler.check_integrity()
+    drive.finish()
+    for sequence in sequences:
+        tokens, finish = drive.reply(sequence)
+        alone, reason = generate_cached(drive.model, sequence.prompt, sequence.params)
+        if sequence.id in aborted:
+            assert tokens == alone[: len(tokens)]
+        else:
+            assert (tokens, finish) == (alone, reason)
+
+
+def test_preemption_really_happens_in_these_tests() -> None:
+    """The law above would be empty if no block pool ever ran out."""
+    drive = Drive("course", num_blocks=16)
+    for start in range(4):
+        drive.scheduler.add(Sequence([start] * 20, SamplingParams(max_tokens=40, temperature=0.0)))
+    drive.finish()
+    assert drive.scheduler.num_preemptions > 0
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    prompt=PROMPTS,
+    params=PARAMS,
+    stop=st.lists(st.binary(min_size=1, max_size=2).map(lambda b: b.decode("latin-1")), max_size=3).map(
+        tuple
+    ),
+    n=st.integers(1, 3),
+)
+def test_streamed_text_joined_is_the_whole_text(
+    prompt: list[int], params: SamplingParams, stop: tuple[str, ...], n: int
+) -> None:
+    """Law 4 at the text level: the deltas of every choice, joined, are the reply cut at its first stop
+    string.
+    """
+    params = SamplingParams(**{f: getattr(params, f) for f in params.__slots__} | {"stop": stop})
+    model = MODELS["course"]
+
+    async def stream() -> dict[int, tuple[str, int, FinishReason | None]]:
+        text_model = tiny_text_model(model)
+        text_model.start()
+        got: dict[int, tuple[str, int, FinishReason | None]] = {}
+        try:
+            async for delta in text_model.stream(prompt, params, n, chat=False):
+                text, tokens, finish = got.get(delta.choice, ("", 0, None))
+                assert finish is None, "nothing follows a choice's last delta"
+                got[delta.choice] = (text + delta.text, tokens + delta.num_tokens, delta.finish)
+        finally:
+            await text_model.close()
+        text_model.engines[0].scheduler.check_integrity()
+        return got
+
+    for choice, (text, num_tokens, finish) in asyncio.run(stream()).items():
+        same = SamplingParams(**{f: getattr(params, f) for f in params.__slots__} | {"choice": choice})
+        tokens, reason = generate_cached(model, prompt, same)
+        kept = [t for t in tokens if t not in params.stop_token_ids and t < 256]
+        whole = bytes(kept).decode("utf-8", errors="replace")
+        cut = min((whole.find(s) for s in stop if s in whole), default=None)
+        assert text == (whole if cut is None else whole[:cut])
+        assert finish is (reason if cut is None else FinishReason.STOP)
+        assert num_tokens == len(tokens) if cut is None else num_tokens <= len(tokens)
+
+
+def test_200_requests_with_a_fifth_aborted_leave_every_block_free() -> None:
+    """Law 6, through the engine's own thread: one last event each, nothing held afterwards."""
+    rng = random.Random(5)
+
+    async def one(text_model: object, index: int) -> str:
+        params = SamplingParams(max_tokens=rng.randint(1, 30), temperature=1.0, seed=index)
+        stream = text_model.stream([index % 256] * rng.randint(1, 40), params)  # type: ignore[attr-defined]
+        leave_after = rng.randint(1, 5) if index % 5 == 0 else None
+        seen = 0
+        async for delta in stream:
+            seen += 1
+            if delta.finish is not None:
+                return "finished"
+            if seen == leave_after:
+                await stream.aclose()
+                return "aborted"
+        raise AssertionError("the stream ended without a last delta")
+
+    async def all_of_them() -> list[str]:
+        text_model = tiny_text_model(MODELS["course"], num_blocks=24, max_num_seqs=8)
+        text_model.start()
+        ends = await asyncio.gather(*(one(text_model, i) for i in range(200)))
+        while any(s.num_running or s.num_waiting for s in text_model.stats()):
+            await asyncio.sleep(0)
+        scheduler = text_model.engines[0].scheduler
+        scheduler.check_integrity()
+        assert scheduler.blocks.num_free == scheduler.blocks.num_blocks == 24
+        assert not text_model._mailboxes
+        await text_model.close()
+        return ends
+
+    ends = asyncio.run(all_of_them())
+    assert len(ends) == 200
+    assert 10 <= ends.count("aborted") <= 40
