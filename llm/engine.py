@@ -24,7 +24,7 @@ from llm.errors import EngineStopped
 from llm.runner import Runner
 from llm.sampler import prepare, sample
 from llm.scheduler import Batch, Scheduler
-from llm.sequence import FinishReason, Sequence, TokenEvent
+from llm.sequence import Sequence, TokenEvent
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class Engine:
         self._thread.start()
 
     def stop(self) -> None:
-        """End every sequence with an error and the thread with it; returns when both have happened."""
+        """Abort every sequence and end the thread; returns when both have happened."""
         with self._inbox_lock:
             self._stopped = True
             self._inbox.put(None)
@@ -186,9 +186,4 @@ class Engine:
             work = self._inbox.get()
             if work is not None:
                 work()
-        events = []
-        for sequence in list(self.scheduler.sequences()):
-            events += self.scheduler.abort(sequence)
-        self.emit(
-            [TokenEvent(e.sequence_id, None, FinishReason.ERROR, "the server is stopping") for e in events]
-        )
+        self.emit([event for s in list(self.scheduler.sequences()) for event in self.scheduler.abort(s)])

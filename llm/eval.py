@@ -1,5 +1,4 @@
-"""Does the checkpoint say the right thing? The share of answers that carry the fact, beside a retrieval
-baseline.
+"""The share of a checkpoint's answers that carry the right fact, beside a retrieval baseline.
 
     python -m llm.eval --checkpoint checkpoints/causette --data checkpoints/data/test.jsonl
 
@@ -15,6 +14,7 @@ import argparse
 import json
 import math
 import re
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -40,9 +40,7 @@ Answer = Callable[[Sequence[Message]], str]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One question of the test set: a conversation that ends with the user, and the id of the fact it asks
-    for.
-    """
+    """One test question: a conversation that ends with the user, and the id of the fact it asks for."""
 
     messages: tuple[Message, ...]
     fact: str
@@ -84,8 +82,7 @@ def read_cases(path: str | Path, facts: dict[str, Fact]) -> list[Case]:
     """The test set.
 
     Raises:
-        DataError: a line without question or messages, one whose last turn is not the user's, or an unknown
-        fact.
+        DataError: a line without a question, one whose last turn is not the user's, or an unknown fact.
     """
     cases = []
     for where, value in read_jsonl(path):
@@ -184,8 +181,8 @@ def model_answers(
     return answer
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m llm.eval", description=(__doc__ or "").splitlines()[0])
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Score a checkpoint's answers.")
     parser.add_argument("--checkpoint", default="checkpoints/causette", help="default %(default)s")
     parser.add_argument(
         "--data", default="checkpoints/data/test.jsonl", help="test questions (default %(default)s)"
@@ -200,10 +197,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--sampled", action="store_true", help="draw with the checkpoint's policy, three seeds"
     )
     parser.add_argument("--verbose", action="store_true", help="print every miss")
-    run_command(parser, _evaluate, argv)
+    return run_command(parser, _evaluate, argv)
 
 
-def _evaluate(options: argparse.Namespace) -> None:
+def _evaluate(options: argparse.Namespace) -> int:
     outside = read_unknown(options.unknown)
     known = [*read_facts(options.facts), outside]
     facts = {fact.id: fact for fact in known}
@@ -226,9 +223,16 @@ def _evaluate(options: argparse.Namespace) -> None:
     for name, result in zip([*names, "retrieval baseline"], [*runs, baseline], strict=True):
         parts = {"all": result.all, "in domain": result.in_domain, "unknown": result.unknown}
         print(f"{name:28}" + "  ".join(_part(part, *numbers) for part, numbers in parts.items()))
-    shares = [run.shares() for run in runs]
-    print(json.dumps({"checkpoint": checkpoint.name, "digest": checkpoint.digest, "questions": len(cases),
-                      "sampled": options.sampled, "model": _mean(shares), "baseline": baseline.shares()}))  # fmt: skip
+    summary = {
+        "checkpoint": checkpoint.name,
+        "digest": checkpoint.digest,
+        "questions": len(cases),
+        "sampled": options.sampled,
+        "model": _mean([run.shares() for run in runs]),
+        "baseline": baseline.shares(),
+    }
+    print(json.dumps(summary))
+    return 0
 
 
 def _part(name: str, right: int, count: int) -> str:
@@ -253,4 +257,4 @@ def _print_misses(runs: Sequence[Score], facts: dict[str, Fact]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
@@ -18,8 +19,8 @@ def describe(device: torch.device) -> str:
     """One line about the processor or the accelerator and torch."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
-    return f"{_cpu_name()}, {cores} cores, torch {torch.__version__}, {threads} threads"
+    threads = torch.get_num_threads()
+    return f"{_cpu_name()}, {usable_cores()} cores, torch {torch.__version__}, {threads} threads"
 
 
 def _cpu_name() -> str:
@@ -30,6 +31,16 @@ def _cpu_name() -> str:
     return next(
         (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
     )
+
+
+def usable_cores(cgroup: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Cores this process may use: its affinity, and in a container no more than its CPU quota, rounded up."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = cgroup.read_text().split()
+        return max(1, min(cores, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no cgroup v2 here, or "max"
+        return cores
 
 
 def read_bandwidth(device: torch.device, megabytes: int = 256, repeats: int = 5) -> float:

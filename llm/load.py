@@ -11,6 +11,7 @@ from llm.checkpoint import Checkpoint, load_model
 from llm.config import EngineConfig
 from llm.engine import Emit, Engine
 from llm.errors import DeviceError, OptionError
+from llm.hardware import usable_cores
 from llm.runner.eager import EagerRunner
 from llm.text import TextModel
 
@@ -104,6 +105,7 @@ def load_text_model(
     max_num_seqs: int = 16,
     max_num_batched_tokens: int = 512,
     num_blocks: int | None = None,
+    threads: int | None = None,
     name: str | None = None,
 ) -> TextModel:
     """Load one copy of the weights per device and put an engine around each.
@@ -113,6 +115,7 @@ def load_text_model(
         devices: "auto", one device, or several separated by commas.
         dtype: of weights, activations and KV cache.
         max_model_len, max_num_seqs, max_num_batched_tokens, num_blocks: see EngineConfig.
+        threads: of torch on the CPU, for the whole process; every usable core when None.
         name: model id; the checkpoint's own when None.
 
     Raises:
@@ -126,6 +129,8 @@ def load_text_model(
         num_blocks=num_blocks,
     )
     places = [(device, resolve_dtype(dtype, device)) for device in resolve_devices(devices)]
+
+    torch.set_num_threads(usable_cores() if threads is None else threads)
 
     def make_engines(emit: Emit) -> list[Engine]:
         vocab_size = min(checkpoint.config.vocab_size, checkpoint.tokenizer.vocab_size)

@@ -18,7 +18,7 @@ from llm.chat.template import ChatTemplate
 from llm.config import GenerationDefaults, SamplingParams
 from llm.detokenizer import Detokenizer
 from llm.engine import Emit, Engine, EngineStats
-from llm.errors import ContextLengthExceeded, EngineError, StepFailed
+from llm.errors import ContextLengthExceeded, EngineStopped, StepFailed
 from llm.sequence import FinishReason, TokenEvent
 from llm.sequence import Sequence as TokenSequence
 from llm.tokenizer import Tokenizer
@@ -104,7 +104,7 @@ class TextModel:
             engine.start()
 
     async def close(self) -> None:
-        """Stop the engines; every stream still open ends with EngineError."""
+        """Stop the engines; every stream still open ends with EngineStopped."""
         await asyncio.gather(*(asyncio.to_thread(engine.stop) for engine in self.engines))
 
     def stats(self) -> list[EngineStats]:
@@ -176,8 +176,10 @@ class _Choice:
 
     def take(self, event: TokenEvent) -> TextDelta:
         """One event → one delta; raises when the engine could not go on."""
-        if event.finish in (FinishReason.ERROR, FinishReason.ABORT):
-            raise (StepFailed if event.error else EngineError)(event.error or "the request was aborted")
+        if event.finish is FinishReason.ERROR:
+            raise StepFailed(event.error or "the engine could not go on")
+        if event.finish is FinishReason.ABORT:  # nobody who aborts listens on: the engine did, on its way out
+            raise EngineStopped("the server is stopping")
         assert event.token_id is not None
         params = self.sequence.params
         is_text = event.token_id not in params.stop_token_ids

@@ -34,7 +34,7 @@ def inspect(checkpoint: Checkpoint) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m llm.checkpoint", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "path", nargs="?", type=Path, help="file or folder; the default checkpoint when left out"
     )

@@ -69,7 +69,7 @@ def test_a_failed_forward_pass_fails_that_batch_and_the_next_request_works(
     engine.stop()
 
 
-def test_stop_ends_every_sequence_with_an_error_and_refuses_more() -> None:
+def test_stop_aborts_every_sequence_and_refuses_more() -> None:
     listener = Listener()
     engine = Engine(EagerRunner(tiny_model(), CONFIG), CONFIG, 257, listener)
     sequences = [greedy(1, max_tokens=60) for _ in range(6)]
@@ -77,7 +77,7 @@ def test_stop_ends_every_sequence_with_an_error_and_refuses_more() -> None:
         engine.submit(sequence)  # before the thread runs: none can have finished
     engine.stop()
     engine._end_all()
-    assert {e.finish for e in listener.until_finished(6).values()} == {FinishReason.ERROR}
+    assert {e.finish for e in listener.until_finished(6).values()} == {FinishReason.ABORT}
     with pytest.raises(EngineStopped):
         engine.submit(greedy(1))
     engine.abort(sequences[0])

@@ -1,0 +1,62 @@
+"""The command: `causerie SUBCOMMAND …` is a module's own `main`, so that each room keeps its own options.
+
+    causerie serve --checkpoint checkpoints/causette
+    causerie train sft --help
+
+Refuses to know any option. A module is imported when its subcommand is called, so `--help` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """A module with `main(argv) -> exit status`, and one line about it."""
+
+    module: str
+    about: str
+
+
+COMMANDS = {
+    "serve": Command("server.__main__", "answer OpenAI's API with a checkpoint"),
+    "chat": Command("clients.chat", "talk to a server, or to a checkpoint, in the terminal"),
+    "inspect": Command("llm.checkpoint.__main__", "say what a checkpoint is, without serving it"),
+    "train pretrain": Command("llm.train.pretrain", "train a model on text"),
+    "train sft": Command("llm.train.sft", "train a model on conversations"),
+    "train facts": Command("llm.train.facts", "write the default checkpoint's conversations"),
+    "eval": Command("llm.eval", "score a checkpoint's answers"),
+    "bench": Command("clients.bench", "measure a server through HTTP"),
+    "bench-offline": Command("llm.bench", "measure the engine without HTTP"),
+    "bench-cache": Command("llm.bench_cache", "compare cached with naive generation"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a subcommand; its exit status, or 2 when there is no such subcommand."""
+    args = sys.argv[1:] if argv is None else list(argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    name = next((name for name in (" ".join(args[:2]), args[0]) if name in COMMANDS), None)
+    if name is None:
+        known = ", ".join(COMMANDS)
+        print(f"causerie: no subcommand {' '.join(args[:2])!r}, there are: {known}", file=sys.stderr)
+        return 2
+    sys.argv[0] = f"causerie {name}"  # what argparse calls the program in its help and errors
+    module = importlib.import_module(COMMANDS[name].module)
+    status: int = module.main(args[len(name.split()) :])
+    return status
+
+
+def _help() -> str:
+    lines = [f"  {name:<15} {command.about}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        ["usage: causerie SUBCOMMAND …", "", *lines, "", "causerie SUBCOMMAND --help says more."]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""Messages as a client sends them → the prompt the model was trained on. Shared by chat and /apply-template.
+
+Long prompts are tokenised in a worker thread, and those that cannot fit by their bytes alone not at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Discriminator, Field, Tag
+
+from llm.chat.template import Message, Role, Segment, drop_oldest, encode_segments
+from llm.errors import RequestError
+from llm.text import TextModel
+from server.api.fields import Neutral, Schema, refuse_unbuilt
+from server.errors import invalid
+
+MAX_MESSAGES = 1024
+IN_THREAD_BYTES = 16 << 10
+TRUNCATED_HEADER = "x-truncated-messages"
+
+UNBUILT_MESSAGE: Neutral = {"tool_calls": ([],), "function_call": ()}
+"""Parts of a message that would change what the model reads."""
+
+T = TypeVar("T")
+
+
+class TextPart(Schema):
+    """One piece of a message's content; only text is built."""
+
+    type: Literal["text"]
+    text: str
+
+
+def _kind_of_content(value: Any) -> str | None:
+    return "<text>" if isinstance(value, str) else "<parts>" if isinstance(value, list) else None
+
+
+Content = Annotated[
+    Annotated[str, Tag("<text>")] | Annotated[list[TextPart], Field(max_length=MAX_MESSAGES), Tag("<parts>")],
+    Discriminator(
+        _kind_of_content,
+        custom_error_type="content_type",
+        custom_error_message="must be a string or a list of text parts",
+    ),
+]
+
+
+class ChatMessage(Schema):
+    """One turn, as OpenAI's API writes it."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Content | None = None
+
+
+Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Token ids after which the reply begins, and how many of the oldest messages were left out."""
+
+    ids: list[int]
+    num_dropped: int = 0
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Says so when messages were dropped."""
+        return {TRUNCATED_HEADER: str(self.num_dropped)} if self.num_dropped else {}
+
+
+def to_messages(sent: Sequence[ChatMessage]) -> list[Message]:
+    """Text of each turn: parts joined by line breaks, developer read as system, an assistant's null as "".
+
+    Raises:
+        ApiError: a turn without content that must have some, or with tool calls.
+    """
+    messages: list[Message] = []
+    for i, message in enumerate(sent):
+        refuse_unbuilt(message, UNBUILT_MESSAGE, f"messages[{i}].")
+        if message.content is None and message.role != "assistant":
+            path = f"messages[{i}].content"
+            raise invalid(f"{path} is required for role {message.role}", path, "missing_required_parameter")
+        role: Role = "system" if message.role == "developer" else message.role
+        messages.append(Message(role, _text(message.content)))
+    return messages
+
+
+def _text(content: str | list[TextPart] | None) -> str:
+    if content is None:
+        return ""
+    return content if isinstance(content, str) else "\n".join(part.text for part in content)
+
+
+async def encode(model: TextModel, segments: list[Segment]) -> list[int]:
+    """Token ids of a rendered conversation of any length."""
+    return await _run(num_bytes(segments), lambda: encode_segments(model.tokenizer, segments)[0])
+
+
+async def build_prompt(
+    model: TextModel, messages: list[Message], *, max_tokens: int | None, drop: bool
+) -> Prompt:
+    """The prompt of a conversation.
+
+    Args:
+        max_tokens: new tokens wanted; `drop` makes room for them, up to half of the context.
+        drop: leave out the oldest turns instead of refusing a conversation that is too long.
+
+    Raises:
+        RequestError: longer than the model's context.
+    """
+    segments = model.template.render(messages)
+    size = num_bytes(segments)
+    if drop:
+        return await _run(size, lambda: _fit(model, messages, max_tokens))
+    if size > model.max_prompt_bytes:
+        raise RequestError(
+            f"the prompt is {size} bytes long; this model's context of {model.max_model_len} tokens "
+            f"holds at most {model.max_prompt_bytes} bytes",
+            param="messages",
+            code="context_length_exceeded",
+        )
+    return Prompt(await encode(model, segments))
+
+
+def _fit(model: TextModel, messages: list[Message], max_tokens: int | None) -> Prompt:
+    """Room for the reply if possible; when the last message leaves less, what it leaves."""
+    half = model.max_model_len // 2
+    reply = half if max_tokens is None else min(max_tokens, half)
+    try:
+        return Prompt(*drop_oldest(model.tokenizer, model.template, messages, model.max_model_len - reply))
+    except RequestError:
+        return Prompt(*drop_oldest(model.tokenizer, model.template, messages, model.max_model_len - 1))
+
+
+def num_bytes(segments: Sequence[Segment]) -> int:
+    """UTF-8 bytes of a rendered conversation."""
+    return sum(len(segment.text.encode()) for segment in segments)
+
+
+async def _run(size: int, work: Callable[[], T]) -> T:
+    return await asyncio.to_thread(work) if size > IN_THREAD_BYTES else work()

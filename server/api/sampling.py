@@ -1,0 +1,124 @@
+"""Fields that say how replies are drawn → SamplingParams. `None` is not sent, and is tested with `is None`.
+
+What a request leaves out comes from the checkpoint's own policy; its stop strings join the template's.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from llm.config import GenerationDefaults, SamplingParams
+from llm.text import TextModel
+from server.api.fields import Schema
+from server.errors import invalid
+
+SEED_HEADER = "x-seed"
+MAX_CHOICES = 8
+MAX_STOPS = 4
+MAX_STOP_CHARS = 256
+MAX_TOKENS = 1 << 31
+INT64 = 1 << 63
+
+
+def _stop_list(value: Any) -> Any:
+    if isinstance(value, str):
+        return [value]
+    if value is not None and not isinstance(value, list):
+        raise PydanticCustomError("stop_type", "must be a string or a list of strings")
+    return value
+
+
+Stop = Annotated[
+    Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]], Field(max_length=MAX_STOPS)
+    ]
+    | None,
+    BeforeValidator(_stop_list),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS},
+                {
+                    "type": "array",
+                    "maxItems": MAX_STOPS,
+                    "items": {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS},
+                },
+                {"type": "null"},
+            ]
+        }
+    ),
+]
+TokenLimit = Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None
+
+
+class SamplingFields(Schema):
+    """What every generating endpoint takes."""
+
+    max_tokens: TokenLimit = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=1 << 24)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    stop: Stop = None
+    seed: Annotated[int, Field(ge=-INT64, le=INT64 - 1)] | None = None
+    ignore_eos: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """How this request's replies are drawn, and what the client is told about it."""
+
+    params: SamplingParams
+    num_choices: int
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The seed, chosen or given: sent again, it draws the same text."""
+        return {SEED_HEADER: str(self.params.seed)}
+
+
+def limit_tokens(asked: int | None, defaults: GenerationDefaults, cap: int | None) -> int | None:
+    """New tokens a reply may have before the model's room is considered; None is all there is.
+
+    Args:
+        asked: by the request; never capped here.
+        cap: the operator's, for requests that do not ask.
+    """
+    if asked is not None:
+        return asked
+    limits = [limit for limit in (defaults.max_tokens, cap) if limit is not None]
+    return min(limits) if limits else None
+
+
+def to_drawing(fields: SamplingFields, model: TextModel, max_tokens: int) -> Drawing:
+    """The request's fields over the checkpoint's defaults.
+
+    Args:
+        max_tokens: what `TextModel.check_room` allowed.
+
+    Raises:
+        ApiError: top_k beyond the vocabulary.
+    """
+    defaults, end = model.defaults, model.tokenizer.end_of_text
+    top_k = defaults.top_k if fields.top_k is None else max(0, fields.top_k)
+    if top_k > model.tokenizer.vocab_size:
+        raise invalid(
+            f"top_k must be at most {model.tokenizer.vocab_size}, the vocabulary, got {top_k}", "top_k"
+        )
+    until_asked = bool(fields.ignore_eos)  # neither the model's end nor the template's stops end the reply
+    own_stops = () if until_asked else defaults.stop
+    params = SamplingParams(
+        max_tokens=max_tokens,
+        temperature=defaults.temperature if fields.temperature is None else fields.temperature,
+        top_k=top_k,
+        top_p=defaults.top_p if fields.top_p is None else fields.top_p,
+        seed=secrets.randbits(63) if fields.seed is None else fields.seed,
+        stop=tuple(dict.fromkeys((*own_stops, *(fields.stop or ())))),
+        stop_token_ids=frozenset() if end is None or until_asked else frozenset({end}),
+    )
+    return Drawing(params, 1 if fields.n is None else fields.n)

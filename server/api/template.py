@@ -1,0 +1,38 @@
+"""POST /apply-template: the prompt proof by hand. Messages in; the exact prompt text and its token ids out.
+
+    $ curl localhost:8000/apply-template -H 'content-type: application/json' \\
+        -d '{"messages":[{"role":"user","content":"hello"}]}'
+"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from server.api.conversation import Messages, encode, to_messages
+from server.api.fields import Schema, describe, ignored, parse, report
+from server.body import read_object
+from server.registry import registry_of
+from server.settings import settings_of
+
+router = APIRouter()
+
+
+class TemplateRequest(Schema):
+    """What is honoured."""
+
+    messages: Messages
+    model: str | None = None
+
+
+@router.post("/apply-template", openapi_extra=describe(TemplateRequest))
+async def apply_template(request: Request) -> JSONResponse:
+    """Render a conversation as a chat request would, however long it is."""
+    settings = settings_of(request)
+    asked = parse(TemplateRequest, await read_object(request, settings.max_body_bytes))
+    headers = report(ignored(asked, {}), strict=settings.strict)
+    model = registry_of(request).get(asked.model)
+    segments = model.template.render(to_messages(asked.messages))
+    prompt = "".join(segment.text for segment in segments)
+    return JSONResponse({"prompt": prompt, "token_ids": await encode(model, segments)}, headers=headers)

@@ -1,0 +1,52 @@
+"""Model id → running TextModel. `default`, and no model at all, mean the first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.requests import Request
+
+from llm.text import TextModel
+from server.errors import ApiError, shown
+
+DEFAULT = "default"
+
+
+class Registry:
+    """The models this server answers with, in order; at least one."""
+
+    def __init__(self, models: Sequence[TextModel]) -> None:
+        self.models = list(models)
+        self._by_name = {model.name: model for model in self.models}
+        assert 0 < len(self._by_name) == len(self.models), "at least one model, each under its own name"
+
+    def get(self, name: str | None) -> TextModel:
+        """The model of that id.
+
+        Raises:
+            ApiError: 404, naming the ids there are.
+        """
+        if name in self._by_name:
+            return self._by_name[name]
+        if name is None or name == DEFAULT:
+            return self.models[0]
+        known = ", ".join(self._by_name)
+        message = f"the model {shown(name)} does not exist; this server has: {known}"
+        raise ApiError(404, message, code="model_not_found", param="model")
+
+    def start(self) -> None:
+        """Start every model on the running event loop."""
+        for model in self.models:
+            model.start()
+
+    async def close(self) -> None:
+        """Stop every model; streams still open end with an error."""
+        for model in self.models:
+            await model.close()
+
+
+def registry_of(request: Request) -> Registry:
+    """The registry of the app that got this request."""
+    registry = request.app.state.registry
+    assert isinstance(registry, Registry)
+    return registry

@@ -1,0 +1,117 @@
+"""Settings → a loaded model, and the lines an operator reads while that happens.
+
+Refuses to know sockets and signals. What is wrong with a checkpoint, a device or an option is one clear line
+(`llm.errors.CauserieError`), never a traceback.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import logging
+import math
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from llm.chat.template import Message, encode_segments
+from llm.checkpoint import find_checkpoint, open_checkpoint, prove_prompts
+from llm.checkpoint.record import expected_shapes
+from llm.load import load_text_model, resolve_devices, resolve_dtype
+from llm.text import TextModel
+from server.settings import Settings
+
+log = logging.getLogger("causerie.server")
+
+ROOT = Path(__file__).resolve().parent.parent
+QUESTION = "what is a token?"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model ready to start, and what the log says about it."""
+
+    model: TextModel
+    summary: str
+
+
+def load(settings: Settings) -> Loaded:
+    """Find, open, prove and load the checkpoint that settings name, or the default one.
+
+    Raises:
+        CauserieError: a checkpoint, device or option that cannot be served.
+    """
+    named = settings.checkpoint
+    path, reason = (named, "named by --checkpoint") if named is not None else find_checkpoint(ROOT)
+    log.log(logging.WARNING if "WARNING" in reason else logging.INFO, "checkpoint %s (%s)", path, reason)
+    checkpoint = open_checkpoint(path, num_heads=settings.n_head)
+    for note in checkpoint.notes:
+        log.info("checkpoint: %s", note)
+    num_samples = prove_prompts(checkpoint)
+    if num_samples:
+        log.info("prompt proof: %d training conversations render as they were trained", num_samples)
+    else:
+        log.info("prompt proof: none, the checkpoint carries no training conversations")
+    model = load_text_model(
+        checkpoint,
+        devices=settings.device,
+        dtype=settings.dtype,
+        max_model_len=settings.max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        num_blocks=settings.num_gpu_blocks_override,
+        threads=settings.threads,
+        name=settings.served_model_name,
+    )
+    places = ", ".join(
+        f"{device} in {str(resolve_dtype(settings.dtype, device)).removeprefix('torch.')}"
+        for device in resolve_devices(settings.device)
+    )
+    num_parameters = sum(math.prod(shape) for shape in expected_shapes(checkpoint.config).values())
+    summary = (
+        f"model {model.name}: {checkpoint.kind} {checkpoint.path}, {num_parameters / 1e6:.1f}M parameters "
+        f"on {places}, max_model_len {model.max_model_len}"
+    )
+    return Loaded(model, summary)
+
+
+def prompt_lines(model: TextModel) -> list[str]:
+    """What --show-prompt prints: a question as the model reads it, and its token ids."""
+    segments = model.template.render([Message("user", QUESTION)])
+    ids = encode_segments(model.tokenizer, segments)[0]
+    return ["".join(segment.text for segment in segments), f"{len(ids)} token ids: {ids}"]
+
+
+def curl_line(url: str, *, with_key: bool) -> str:
+    """A command to paste into another terminal."""
+    body = json.dumps(
+        {"messages": [{"role": "user", "content": QUESTION}], "stream": True}, separators=(",", ":")
+    )
+    key = ' -H "authorization: Bearer $CAUSERIE_API_KEY"' if with_key else ""
+    return (
+        f"curl -N {url}/v1/chat/completions -H 'content-type: application/json'{key} -d {shlex.quote(body)}"
+    )
+
+
+def server_url(host: str, port: int) -> str:
+    """An address a client on this machine can use."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def open_door_lines(host: str) -> list[str]:
+    """The warning of a server that anyone may use."""
+    text = [
+        f"ANYONE WHO CAN REACH {host} CAN USE THIS SERVER: it listens beyond this machine and no key is set.",
+        "Set CAUSERIE_API_KEY, or listen on 127.0.0.1 , or put a proxy that asks for one in front.",
+    ]
+    rule = "!" * max(map(len, text))
+    return [rule, *text, rule]

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from clients.child import ChildServer
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A servable checkpoint folder: two layers, the byte tokenizer, no training."""
+    import torch
+
+    from llm.checkpoint.folder import save_folder
+    from llm.config import GenerationDefaults
+    from llm.tokenizer import ByteTokenizer
+    from tests.fakes import tiny_model
+
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    model = tiny_model(num_positions=256)
+    save_folder(
+        folder, model, ByteTokenizer(), "plain", GenerationDefaults(), [], "# tiny", dtype=torch.float32
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def live_server(tiny_folder: Path) -> Iterator[str]:
+    """URL of a real server process, such as http://127.0.0.1:54321, for the whole session."""
+    with ChildServer(["--checkpoint", str(tiny_folder)]) as server:
+        yield server.url

@@ -1,0 +1,33 @@
+"""What the machine is: cores by affinity and quota, a bandwidth that is a bandwidth."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from llm.hardware import describe, read_bandwidth, usable_cores
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [
+        ("max 100000", None),
+        ("100000 100000", 1),
+        ("50000 100000", 1),
+        ("150000 100000", 2),
+        ("garbage", None),
+    ],
+)
+def test_a_containers_quota_bounds_the_cores(tmp_path: Path, quota: str, cores: int | None) -> None:
+    (tmp_path / "cpu.max").write_text(quota + "\n")
+    here = len(os.sched_getaffinity(0))
+    assert usable_cores(tmp_path / "cpu.max") == (here if cores is None else min(here, cores))
+
+
+def test_the_line_names_cores_and_threads() -> None:
+    assert f"{usable_cores()} cores" in describe(torch.device("cpu"))
+
+
+def test_bandwidth_is_measured() -> None:
+    assert 1e8 < read_bandwidth(torch.device("cpu"), megabytes=8, repeats=2) < 1e13

@@ -1,0 +1,214 @@
+"""The loop learns, stops when told, and goes on as if it had never stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from llm.errors import CheckpointError
+from llm.model import Decoder, init_weights
+from llm.train.data import Batch, ChatBatches, Example, collate
+from llm.train.loop import TrainConfig, Trainer, make_optimiser, schedule, train
+from llm.train.loss import Candidates
+from llm.train.report import Report, draw_losses, read_log
+from llm.train.vocabulary import SharedRows
+from tests.fakes import TINY
+
+CONFIG = TrainConfig(steps=12, lr=3e-3, warmup=2, bf16=False, validate_every=5, save_every=0)
+EXAMPLES = [
+    Example(np.array([1, 2, 3 + n % 5, 4, 5, 3 + n % 5], dtype=np.int32), np.array([False] * 3 + [True] * 3))
+    for n in range(20)
+]
+SEEN = np.concatenate([example.ids for example in EXAMPLES])
+
+
+def new_trainer(config: TrainConfig = CONFIG, *, shared: bool = False, data: str = "a") -> Trainer:
+    model = Decoder(TINY)
+    init_weights(model, 1)
+    candidates = Candidates(SEEN, 257, config.negatives, 1) if config.negatives else None
+    rows = SharedRows(SEEN, 257, 8) if shared else None
+    return Trainer(rows.shrink(model) if rows else model, config, candidates, rows, data)
+
+
+def batches() -> ChatBatches:
+    return ChatBatches(EXAMPLES, batch_size=8, seed=1)
+
+
+def quiet(folder: Path, trainer: Trainer, every: int = 1) -> Report:
+    with open(os.devnull, "w") as nowhere:
+        return Report(folder, trainer.config.steps, trainer.step, every, Console(file=nowhere, quiet=True))
+
+
+def weights(trainer: Trainer) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in trainer.model.parameters()]
+
+
+def test_schedule_warms_up_and_comes_down() -> None:
+    config = TrainConfig(steps=100, lr=1.0, warmup=10, lr_floor=0.1)
+    rates = [schedule(config, step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert schedule(config, 55) == pytest.approx(0.1 + 0.9 / 2)
+    assert schedule(config, 100) == schedule(config, 1000) == pytest.approx(0.1)
+
+
+def test_schedule_follows_the_minutes_when_they_are_further_along() -> None:
+    config = TrainConfig(steps=1000, lr=1.0, warmup=1, lr_floor=0.0, max_minutes=10)
+    assert schedule(config, 500, minutes=1) == schedule(config, 500, minutes=0)
+    assert schedule(config, 100, minutes=5) == pytest.approx(0.5)
+    assert schedule(config, 100, minutes=10) == pytest.approx(0.0)
+
+
+def test_only_matrices_decay() -> None:
+    model = Decoder(TINY)
+    decay, keep = make_optimiser(model, CONFIG).param_groups
+    assert decay["weight_decay"] == CONFIG.weight_decay and keep["weight_decay"] == 0
+    assert {p.ndim for p in decay["params"]} == {2} and {p.ndim for p in keep["params"]} == {1}
+    assert len(decay["params"]) + len(keep["params"]) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("variant", [{}, {"negatives": 20}, {"shared": True}])
+def test_it_learns_and_the_log_says_so(tmp_path: Path, variant: dict[str, int]) -> None:
+    config = replace(CONFIG, steps=60, lr=1e-2, negatives=variant.get("negatives", 0))
+    trainer = new_trainer(config, shared="shared" in variant)
+    held = [collate(EXAMPLES[:5])]
+    before = trainer.validate(held)
+    assert train(trainer, batches(), held, tmp_path, quiet(tmp_path, trainer))
+    after = trainer.validate(held)
+    assert before == pytest.approx(np.log(257), abs=0.2), "the whole vocabulary, whatever is sampled"
+    assert after < 1.0
+    log = read_log(tmp_path / "log.jsonl")
+    assert [row["step"] for row in log if "loss" in row] == list(range(1, 61))
+    assert log[-1] == {"step": 60, "validation_loss": pytest.approx(after, abs=1e-4)}
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("variant", [{}, {"negatives": 20}, {"shared": True}])
+def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path: Path, variant: dict[str, int]) -> None:
+    config = replace(CONFIG, negatives=variant.get("negatives", 0), full_steps=2)
+    shared = "shared" in variant
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    straight = new_trainer(config, shared=shared)
+    train(straight, batches(), [], whole, quiet(whole, straight))
+
+    first = new_trainer(config, shared=shared)
+    report = quiet(parts, first)
+    for step in range(7):
+        report.step(step + 1, *first.update(batches()[step]), 0, 0)
+        if step == 4:
+            first.save(parts / "training.pt")  # steps 6 and 7 are lost with the process and done again
+    second = new_trainer(config, shared=shared)
+    second.load(parts / "training.pt")
+    assert second.step == 5
+    train(second, batches(), [], parts, quiet(parts, second))
+
+    assert all(torch.equal(a, b) for a, b in zip(weights(straight), weights(second), strict=True))
+    curves = [[(r["step"], r["loss"]) for r in read_log(f / "log.jsonl")] for f in (whole, parts)]
+    assert curves[0] == curves[1]
+
+
+class Interrupting:
+    """Batches that bring a signal along at one step."""
+
+    steps_per_epoch = 100
+
+    def __init__(self, step: int, number: signal.Signals) -> None:
+        self.step, self.number = step, number
+
+    def __getitem__(self, step: int) -> Batch:
+        if step == self.step:
+            os.kill(os.getpid(), self.number)
+        return batches()[step]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_with_everything_saved(tmp_path: Path, number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    trainer = new_trainer()
+    finished = train(trainer, Interrupting(3, number), [], tmp_path, quiet(tmp_path, trainer))
+    assert not finished and trainer.step == 4, "the step in progress is finished first"
+    assert signal.getsignal(number) is before
+    again = new_trainer()
+    again.load(tmp_path / "training.pt")
+    assert again.step == 4
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_minutes_end_the_run(tmp_path: Path) -> None:
+    trainer = new_trainer(replace(CONFIG, steps=10**9, max_minutes=1e-9))
+    assert train(trainer, batches(), [], tmp_path, quiet(tmp_path, trainer))
+    assert trainer.step == 1
+
+
+def test_what_cannot_be_resumed_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "training.pt"
+    new_trainer(data="a").save(path)
+    for trainer, message in (
+        (new_trainer(data="b"), "other data"),
+        (new_trainer(shared=True), "size mismatch|Error"),
+    ):
+        with pytest.raises(CheckpointError, match=message) as caught:
+            trainer.load(path)
+        assert "\n" not in str(caught.value)
+    for content in (b"", b"not a zip", json.dumps({}).encode()):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match="cannot resume"):
+            new_trainer().load(path)
+    with pytest.raises(CheckpointError, match="cannot resume"):
+        new_trainer().load(tmp_path / "none.pt")
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("owned",)
+
+
+def test_a_hostile_training_file_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": Evil()}, tmp_path / "training.pt")
+    with pytest.raises(CheckpointError, match="cannot resume"):
+        new_trainer().load(tmp_path / "training.pt")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    trainer = new_trainer()
+    with torch.no_grad():
+        trainer.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(CheckpointError, match="the loss is nan at step 1; try a lower --lr"):
+        train(trainer, batches(), [], tmp_path, quiet(tmp_path, trainer))
+    assert not (tmp_path / "training.pt").exists()
+
+
+def test_plain_lines_without_a_terminal_and_a_bar_with_one(tmp_path: Path) -> None:
+    for terminal in (False, True):
+        path = tmp_path / "out.txt"
+        with (
+            path.open("w") as file,
+            Report(
+                tmp_path, 4, every=2, console=Console(file=file, force_terminal=terminal, width=100)
+            ) as report,
+        ):
+            for step in range(1, 5):
+                report.step(step, 2.0, 100, 1e-3, 61)
+        assert "loss 2.0000" in path.read_text() and "00:01:01 left" in path.read_text()
+        assert terminal or path.read_text().startswith("step 2/4  loss 2.0000")
+
+
+def test_a_log_cut_short_is_read_up_to_there(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    draw_losses(log, tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+    log.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    assert read_log(log) == [{"step": 1, "loss": 2.0}]

@@ -1,0 +1,134 @@
+"""The command: exit statuses, the socket, and signals on a real process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from server.__main__ import listen_on, log_config, main
+from tests.server.wire import CHAT, HELLO
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _restored_logging() -> Iterator[None]:
+    """main() configures the process's log; the other tests get theirs back."""
+    loggers = [logging.getLogger(name) for name in log_config("info")["loggers"]]
+    before = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
+    yield
+    for logger, handlers, level, propagate in before:
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)
+
+
+def test_a_wrong_option_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--prot", "1"]) == 2
+    assert capsys.readouterr().err == "causerie serve: error: unrecognized arguments: --prot 1\n"
+
+
+def test_nothing_to_serve_is_one_line_and_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--checkpoint", "/nowhere.pt", "--port", "0"]) == 1
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .startswith("causerie serve: error: /nowhere.pt: no such file")
+    )
+
+
+def test_a_port_in_use_is_noticed_before_anything_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["--checkpoint", "/nowhere.pt", "--port", str(port)]) == 1
+    assert f"cannot listen on 127.0.0.1 port {port}: Address already in use" in capsys.readouterr().err
+
+
+def test_an_open_door_and_a_visible_key_are_warned_about(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--checkpoint", "/nowhere.pt", "--port", "0", "--host", "0.0.0.0"])
+    assert "ANYONE WHO CAN REACH 0.0.0.0" in capsys.readouterr().err
+    main(["--checkpoint", "/nowhere.pt", "--port", "0", "--host", "0.0.0.0", "--api-key=sesame"])
+    err = capsys.readouterr().err
+    assert "ANYONE" not in err and "process list" in err and "sesame" not in err
+
+
+def test_an_unknown_variable_is_mentioned(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAUSERIE_PROT", "1")
+    main(["--checkpoint", "/nowhere.pt", "--port", "0"])
+    assert "CAUSERIE_PROT is not an option" in capsys.readouterr().err
+
+
+def test_a_bound_socket_does_not_accept_yet() -> None:
+    with listen_on("127.0.0.1", 0) as listener, pytest.raises(ConnectionRefusedError):
+        socket.create_connection(listener.getsockname())
+
+
+def test_an_address_that_is_not_ours_is_named() -> None:
+    with pytest.raises(OSError, match="192.0.2.1"):
+        listen_on("192.0.2.1", 0)
+
+
+@contextmanager
+def serving(drain: str, *script: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A server process and its port; killed in the end if it still runs."""
+    command = [sys.executable, "-m", "tests.server.serve_scripted", drain, *script]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ}
+    )
+    assert process.stdout is not None and process.stderr is not None
+    try:
+        port = int(process.stdout.readline())
+        for line in process.stderr:
+            if "Application startup complete" in line:
+                break
+        yield process, port
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@contextmanager
+def open_reply(port: int) -> Iterator[Iterator[str]]:
+    """Lines of a streamed reply, the first token's read."""
+    body = {**HELLO, "stream": True}
+    with httpx.stream("POST", f"http://127.0.0.1:{port}{CHAT}", json=body, timeout=60) as response:
+        lines = response.iter_lines()
+        while '"first"' not in next(lines):
+            pass
+        yield lines
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_idle_server_stops_with_status_0(number: signal.Signals) -> None:
+    with serving("30", "first") as (process, _):
+        process.send_signal(number)
+        assert process.wait(60) == 0
+
+
+def test_open_replies_get_their_drain_time_then_an_error_frame_and_status_0() -> None:
+    with serving("1.2", "first", "|", "never") as (process, port), open_reply(port) as lines:
+        process.send_signal(signal.SIGTERM)
+        rest = [line for line in lines if line]
+        assert '"code": "engine_stopped"' in rest[0] and rest[1:] == ["data: [DONE]"]
+        assert process.wait(60) == 0
+
+
+def test_a_second_signal_exits_at_once() -> None:
+    with serving("3600", "first", "|", "never") as (process, port), open_reply(port):
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        while "Shutting down" not in process.stderr.readline():
+            pass
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM

@@ -1,0 +1,122 @@
+"""Request fields over checkpoint defaults. 0 is a value; null is none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llm.config import GenerationDefaults
+from server.api.sampling import limit_tokens
+from tests.fakes import ScriptedModel
+from tests.server.wire import CHAT, HELLO, app_of, call
+
+DEFAULTS = GenerationDefaults(temperature=0.8, top_k=50, top_p=0.9, max_tokens=160, stop=("\nUser:",))
+
+
+def drawn(fields: dict[str, Any], **settings: Any) -> Any:
+    """SamplingParams the model was asked with."""
+    model = ScriptedModel(defaults=DEFAULTS)
+    answer = call(app_of(model, **settings), CHAT, {**HELLO, **fields})
+    assert answer.status == 200, answer.body
+    assert answer.headers["x-seed"] == str(model.params[0].seed)
+    return model.params[0]
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, dict.fromkeys(["temperature", "top_k", "top_p", "max_tokens", "stop", "n"])]
+)
+def test_what_is_not_sent_comes_from_the_checkpoint(fields: dict[str, Any]) -> None:
+    params = drawn(fields)
+    assert (params.temperature, params.top_k, params.top_p, params.max_tokens) == (0.8, 50, 0.9, 160)
+    assert params.stop == ("\nUser:",)
+    assert params.stop_token_ids == {256}
+
+
+@pytest.mark.parametrize(
+    ("fields", "name", "value"),
+    [
+        ({"temperature": 0}, "temperature", 0.0),
+        ({"temperature": 2}, "temperature", 2.0),
+        ({"top_k": 0}, "top_k", 0),
+        ({"top_k": -1}, "top_k", 0),
+        ({"top_k": 257}, "top_k", 257),
+        ({"top_p": 1}, "top_p", 1.0),
+        ({"seed": 0}, "seed", 0),
+        ({"seed": -(2**63)}, "seed", -(2**63)),
+        ({"seed": 2**63 - 1}, "seed", 2**63 - 1),
+        ({"max_tokens": 7}, "max_tokens", 7),
+        ({"max_tokens": 7, "max_completion_tokens": 3}, "max_tokens", 3),
+        ({"max_tokens": 7, "max_completion_tokens": None}, "max_tokens", 7),
+        ({"max_tokens": 2**31}, "max_tokens", 512 - 22),
+        ({"stop": "X"}, "stop", ("\nUser:", "X")),
+        ({"stop": ["X", "Y", "X", "\nUser:"]}, "stop", ("\nUser:", "X", "Y")),
+        ({"stop": []}, "stop", ("\nUser:",)),
+        ({"ignore_eos": True}, "stop", ()),
+        ({"ignore_eos": True, "stop": "X"}, "stop", ("X",)),
+        ({"ignore_eos": True}, "stop_token_ids", frozenset()),
+        ({"ignore_eos": False}, "stop_token_ids", frozenset({256})),
+    ],
+)
+def test_what_is_sent_is_what_is_drawn(fields: dict[str, Any], name: str, value: object) -> None:
+    assert getattr(drawn(fields), name) == value
+
+
+def test_a_request_without_a_seed_gets_a_new_one_each_time() -> None:
+    assert 0 <= drawn({}).seed < 2**63
+    assert drawn({}).seed != drawn({}).seed
+
+
+@pytest.mark.parametrize(
+    ("asked", "default", "cap", "limit"),
+    [
+        (None, None, None, None),
+        (None, 160, None, 160),
+        (None, None, 9, 9),
+        (None, 160, 9, 9),
+        (500, 160, 9, 500),
+    ],
+)
+def test_the_operators_cap_is_for_requests_that_do_not_ask(
+    asked: int | None, default: int | None, cap: int | None, limit: int | None
+) -> None:
+    assert limit_tokens(asked, GenerationDefaults(max_tokens=default), cap) == limit
+    if asked is None and default == 160:
+        assert drawn({}, default_max_tokens=cap).max_tokens == limit
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "path"),
+    [
+        ("temperature", -0.1, "temperature"),
+        ("temperature", 2.1, "temperature"),
+        ("temperature", True, "temperature"),
+        ("temperature", "1", "temperature"),
+        ("temperature", 10**400, "temperature"),
+        ("top_p", 0, "top_p"),
+        ("top_p", 1.1, "top_p"),
+        ("top_k", -2, "top_k"),
+        ("top_k", 258, "top_k"),
+        ("top_k", 1.5, "top_k"),
+        ("n", 0, "n"),
+        ("n", 9, "n"),
+        ("n", False, "n"),
+        ("seed", 2**63, "seed"),
+        ("seed", "7", "seed"),
+        ("max_tokens", 0, "max_tokens"),
+        ("max_tokens", -1, "max_tokens"),
+        ("max_completion_tokens", 0, "max_completion_tokens"),
+        ("stop", "", "stop[0]"),
+        ("stop", ["a", "b", ""], "stop[2]"),
+        ("stop", ["a", None], "stop[1]"),
+        ("stop", ["x"] * 5, "stop"),
+        ("stop", "x" * 257, "stop[0]"),
+        ("stop", 5, "stop"),
+        ("stop", {"a": 1}, "stop"),
+    ],
+)
+def test_out_of_range_is_refused_by_name(field: str, value: object, path: str) -> None:
+    answer = call(app_of(), CHAT, {**HELLO, field: value})
+    assert (answer.status, answer.error["param"]) == (400, path)
+    assert answer.error["code"] in ("invalid_value", "invalid_type")
+    assert path in answer.error["message"]

@@ -1,0 +1,93 @@
+"""From settings to a served model, and the lines an operator reads."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from llm.checkpoint import save_folder
+from llm.config import COURSE_DEFAULTS
+from llm.errors import CauserieError
+from llm.tokenizer import load_tiktoken
+from server.app import create_app
+from server.settings import load_settings
+from server.startup import curl_line, is_loopback, load, open_door_lines, prompt_lines, server_url
+from tests.fakes import ScriptedModel, tiny_model
+from tests.server.wire import CHAT, Answer, ask
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback", "url"),
+    [
+        ("127.0.0.1", True, "http://127.0.0.1:80"),
+        ("127.1.2.3", True, "http://127.1.2.3:80"),
+        ("localhost", True, "http://localhost:80"),
+        ("::1", True, "http://[::1]:80"),
+        ("0.0.0.0", False, "http://127.0.0.1:80"),
+        ("::", False, "http://[::1]:80"),
+        ("192.168.0.7", False, "http://192.168.0.7:80"),
+        ("example.org", False, "http://example.org:80"),
+    ],
+)
+def test_addresses(host: str, loopback: bool, url: str) -> None:
+    assert is_loopback(host) is loopback
+    assert server_url(host, 80) == url
+
+
+def test_the_curl_line_is_a_request() -> None:
+    words = shlex.split(curl_line("http://h:1", with_key=True))
+    assert words[:3] == ["curl", "-N", "http://h:1/v1/chat/completions"]
+    assert json.loads(words[-1])["stream"] is True
+    assert "authorization" in " ".join(words)
+    assert "authorization" not in curl_line("http://h:1", with_key=False)
+
+
+def test_the_open_door_is_hard_to_miss() -> None:
+    lines = open_door_lines("0.0.0.0")
+    assert len({len(lines[0]), len(lines[-1])}) == 1 and set(lines[0]) == {"!"}
+    assert "0.0.0.0" in lines[1] and "CAUSERIE_API_KEY" in lines[2]
+
+
+def test_show_prompt_is_the_prompt_and_its_ids() -> None:
+    text, ids = prompt_lines(ScriptedModel())  # type: ignore[arg-type]
+    assert text == "User: what is a token?\nAssistant:"
+    assert ids.startswith(f"{len(text)} token ids: [85, 115")
+
+
+def test_a_checkpoint_on_disk_answers_when_the_app_starts(tmp_path: Path) -> None:
+    """The whole way: folder, proof, engine, prompt, stream; only the weights are random."""
+    tokenizer = load_tiktoken(ROOT / "checkpoints/causette/tokenizer.tiktoken")
+    model = tiny_model(vocab_size=tokenizer.vocab_size, width=16, ffn_width=16, num_layers=1)
+    save_folder(tmp_path / "mine", model, tokenizer, "plain", COURSE_DEFAULTS, [], "A test.")
+    settings = load_settings(
+        ["--checkpoint", str(tmp_path / "mine"), "--device", "cpu", "--max-model-len", "48"]
+    )
+    app = create_app(settings)
+
+    async def talk() -> list[Answer]:
+        async with app.router.lifespan_context(app):
+            body = {"messages": [{"role": "user", "content": "what is a token?"}], "max_tokens": 4, "seed": 1}
+            return [await ask(app, CHAT, body), await ask(app, "/v1/models/mine"), await ask(app, "/health")]
+
+    reply, card, health = asyncio.run(talk())
+    assert reply.json["model"] == "mine" and reply.json["usage"]["prompt_tokens"] == 18
+    assert 1 <= reply.json["usage"]["completion_tokens"] <= 4
+    assert card.json["max_model_len"] == 48 and card.json["checkpoint"] == "mine"
+    assert card.json["default_sampling"]["max_tokens"] == 160
+    assert health.json["status"] == "ok"
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a checkpoint"])
+def test_what_cannot_be_served_is_one_line(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "model.pt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CauserieError) as caught:
+        load(load_settings(["--checkpoint", str(path), "--device", "cpu"]))
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)

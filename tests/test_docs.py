@@ -1,0 +1,88 @@
+"""What the documents say is what the code does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+from server.api.chat import IGNORED, UNBUILT, ChatRequest
+from server.api.conversation import UNBUILT_MESSAGE
+from server.api.fields import Schema
+from server.app import create_app
+from server.settings import Settings
+from tests.server.wire import CHAT, HELLO, app_of, call
+
+ROOT = Path(__file__).parent.parent
+API = (ROOT / "docs/api.md").read_text()
+
+
+def rows(section: str) -> list[list[str]]:
+    """Cells of the table under a heading, without its head."""
+    body = API.split(f"## {section}\n")[1].split("\n## ")[0]
+    lines = [line for line in body.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def fields_of(schema: type[Schema], path: str = "") -> Iterator[str]:
+    """Every field of a request by its path in the document: messages[].content[].text."""
+    for name, field in schema.model_fields.items():
+        yield path + name
+        for inner, is_list in nested(field.annotation):
+            yield from fields_of(inner, f"{path}{name}{'[]' if is_list else ''}.")
+
+
+def nested(annotation: object, in_list: bool = False) -> Iterator[tuple[type[Schema], bool]]:
+    """Schemas inside an annotation, and whether they are items of a list."""
+    if isinstance(annotation, type) and issubclass(annotation, Schema):
+        yield annotation, in_list
+    for inner in get_args(annotation):
+        yield from nested(inner, in_list or getattr(annotation, "__origin__", None) is list)
+
+
+def documented(fate: str) -> set[str]:
+    return {row[0].strip("`") for row in rows("Fields of /v1/chat/completions") if row[1] == fate}
+
+
+def test_honoured_fields() -> None:
+    assert documented("honoured") == set(fields_of(ChatRequest))
+
+
+def test_refused_fields() -> None:
+    assert documented("refused") == {*UNBUILT, *(f"messages[].{name}" for name in UNBUILT_MESSAGE)}
+
+
+def test_ignored_fields() -> None:
+    assert documented("ignored") - {"anything else"} == set(IGNORED)
+
+
+def test_no_field_has_two_fates() -> None:
+    names = [row[0] for row in rows("Fields of /v1/chat/completions")]
+    assert len(names) == len(set(names))
+    assert {row[1] for row in rows("Fields of /v1/chat/completions")} == {"honoured", "refused", "ignored"}
+
+
+def test_routes() -> None:
+    listed = {tuple(row[0].strip("`").split(" ", 1)) for row in rows("Routes")}
+    document = call(app_of(), "/openapi.json").json
+    built = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
+    renamed = {(method, path.replace("{id}", "{model_id}")) for method, path in listed}
+    assert renamed == built | {("GET", "/openapi.json")}
+
+
+def test_headers() -> None:
+    listed = {row[0].strip("`") for row in rows("Headers")}
+    source = "".join(path.read_text() for path in (ROOT / "server").rglob("*.py"))
+    ours = set(re.findall(r'"(x-[a-z-]+)"', source)) | {"retry-after"}
+    assert listed == ours - {"x-accel-buffering"}
+
+
+def test_flags_named_in_the_document_exist() -> None:
+    known = {f"--{name.replace('_', '-')}" for name in Settings.model_fields}
+    assert set(re.findall(r"--[a-z][a-z-]+", API)) <= known
+
+
+def test_the_example_of_the_module_works() -> None:
+    assert create_app(Settings(), None) is not None
+    assert call(app_of(), CHAT, {**HELLO, "stream": True}).status == 200
