@@ -118,6 +118,15 @@ def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path: Path, variant: di
     assert curves[0] == curves[1]
 
 
+def test_the_last_steps_score_the_whole_vocabulary() -> None:
+    trainer = new_trainer(replace(CONFIG, steps=4, negatives=20, full_steps=2))
+    for step in range(4):
+        batch = batches()[step]
+        full = trainer.validate([batch])
+        loss, _ = trainer.update(batch)
+        assert (abs(loss - full) < 1e-5) == (step >= 2)
+
+
 class Interrupting:
     """Batches that bring a signal along at one step."""
 
