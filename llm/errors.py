@@ -3,6 +3,7 @@
     CauserieError
     ├── CheckpointError          the file or folder cannot be served: format, names, shapes, hostile content
     │   └── PromptMismatch       the serving template does not render what the model was trained on
+    ├── DataError                a training or test file cannot be used; path and line first
     ├── DeviceError              the device asked for is not there
     ├── OptionError              an operator's option is out of the bounds of this model or machine
     ├── RequestError             one request asks for something out of bounds; names the field
@@ -27,6 +28,10 @@ class CheckpointError(CauserieError):
 
 class PromptMismatch(CheckpointError):
     """A sample training conversation renders to other token ids than it was trained with."""
+
+
+class DataError(CauserieError):
+    """A training or test file cannot be used. The message starts with path and line number."""
 
 
 class DeviceError(CauserieError):

@@ -25,10 +25,11 @@ import torch
 from llm.chat.template import ChatTemplate, Message, encode_prompt
 from llm.checkpoint import load_model, open_checkpoint
 from llm.config import GenerationDefaults, SamplingParams
+from llm.errors import DataError
 from llm.generate import generate_cached
 from llm.model import Decoder
 from llm.tokenizer import Tokenizer
-from llm.train.data import DataError, read_jsonl, read_messages
+from llm.train.data import read_jsonl, read_messages
 from llm.train.facts import UNKNOWN, Fact, carries, read_facts, read_unknown
 from llm.train.options import run_command
 

@@ -22,17 +22,13 @@ import torch
 from torch import Tensor
 
 from llm.chat.template import ChatTemplate, Message, Role, encode_segments
-from llm.errors import CauserieError
+from llm.errors import DataError
 from llm.tokenizer import Tokenizer
 
 IGNORE = -100
 """Target of a position that has none: padding, or a token the model is not taught to write."""
 
 Ids = npt.NDArray[np.int32]
-
-
-class DataError(CauserieError):
-    """A training or test file cannot be used. The message starts with path and line number."""
 
 
 @dataclass(frozen=True, slots=True)

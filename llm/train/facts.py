@@ -2,10 +2,10 @@
 
     python -m llm.train.facts chat.jsonl --copies 12
 
-Every fact's question becomes `copies` conversations: the first as written, the others with other case,
-punctuation, politeness, synonyms, lost stop words and a typing error now and then, some behind an earlier
-exchange, some under another system line. The answer never changes. Same files and seed, same lines, whatever
-the machine. Refuses to know tokenizers and models.
+Every fact's question becomes `copies` conversations: the first as written, the others re-worded or reduced
+to a few telling words of the fact (phrasing.py), some behind an earlier exchange, some under another system
+line. The answer never changes. Same files and seed, same lines, whatever the machine. Refuses to know
+tokenizers and models.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm.train.data import DataError, read_jsonl, read_messages
+from llm.errors import DataError
+from llm.train.data import read_jsonl, read_messages
 from llm.train.options import run_command
 from llm.train.phrasing import WordBag, recase, vary
 

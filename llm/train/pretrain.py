@@ -13,8 +13,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from llm.errors import OptionError
-from llm.train.data import Batch, DataError, Ids, TextBatches, join_documents, read_documents
+from llm.errors import DataError, OptionError
+from llm.train.data import Batch, Ids, TextBatches, join_documents, read_documents
 from llm.train.options import add_run_flags, add_shape_flags, check_batch_size, run_command, share
 from llm.train.run import read_card, run, start
 

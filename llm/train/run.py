@@ -17,12 +17,12 @@ import torch
 from llm.chat.template import PlainTemplate, get_template
 from llm.checkpoint import Sample, load_model, open_checkpoint, save_folder
 from llm.config import COURSE_DEFAULTS, GenerationDefaults, ModelConfig
-from llm.errors import OptionError
+from llm.errors import DataError, OptionError
 from llm.load import resolve_devices
 from llm.model import Decoder, init_weights
 from llm.tokenizer import ByteTokenizer, Tokenizer, load_tiktoken
 from llm.train import options as flags
-from llm.train.data import Batch, Batches, DataError, Ids
+from llm.train.data import Batch, Batches, Ids
 from llm.train.loop import Trainer, train
 from llm.train.loss import Candidates
 from llm.train.report import Report

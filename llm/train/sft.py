@@ -18,9 +18,9 @@ import numpy as np
 
 from llm.chat.template import ChatTemplate, Message
 from llm.checkpoint import Sample
-from llm.errors import OptionError
+from llm.errors import DataError, OptionError
 from llm.tokenizer import Tokenizer
-from llm.train.data import Batch, ChatBatches, DataError, Example, collate, encode_chat, read_chats
+from llm.train.data import Batch, ChatBatches, Example, collate, encode_chat, read_chats
 from llm.train.options import add_run_flags, add_shape_flags, check_batch_size, run_command, share
 from llm.train.run import Start, read_card, run, start
 

@@ -11,9 +11,9 @@ import pytest
 from llm.chat.template import Message, PlainTemplate
 from llm.checkpoint import save_folder
 from llm.config import COURSE_DEFAULTS
+from llm.errors import DataError
 from llm.eval import Case, Retrieval, main, model_answers, read_cases, score, words
 from llm.tokenizer import ByteTokenizer
-from llm.train.data import DataError
 from llm.train.facts import UNKNOWN, UNKNOWN_ANSWER, UNKNOWN_KEYS, Fact
 from tests.fakes import tiny_model
 

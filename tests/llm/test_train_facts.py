@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llm.train.data import DataError, read_chats
+from llm.errors import DataError
+from llm.train.data import read_chats
 from llm.train.facts import (
     SYSTEM_LINES,
     UNKNOWN,
