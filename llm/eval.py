@@ -30,7 +30,7 @@ from llm.generate import generate_cached
 from llm.model import Decoder
 from llm.tokenizer import Tokenizer
 from llm.train.data import read_jsonl, read_messages
-from llm.train.facts import UNKNOWN, Fact, carries, read_facts, read_unknown
+from llm.train.facts import UNKNOWN, Fact, add_phrasings, carries, read_facts, read_unknown
 from llm.train.options import run_command
 
 MAX_TOKENS = 60
@@ -192,6 +192,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--facts", default="checkpoints/data/facts", help="folder of facts (default %(default)s)"
     )
     parser.add_argument(
+        "--phrasings", default="checkpoints/data/phrasings", help="folder of further questions, may be absent"
+    )
+    parser.add_argument(
         "--unknown", default="checkpoints/data/unknown.jsonl", help="questions outside the domain"
     )
     parser.add_argument(
@@ -203,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     outside = read_unknown(options.unknown)
-    known = [*read_facts(options.facts), outside]
+    known = add_phrasings([*read_facts(options.facts), outside], options.phrasings)
     facts = {fact.id: fact for fact in known}
     cases = read_cases(options.data, facts)
     baseline = score(cases, Retrieval(known, outside.answer), facts)

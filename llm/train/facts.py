@@ -15,7 +15,7 @@ import json
 import random
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,26 @@ def read_unknown(path: str | Path) -> Fact:
             raise DataError(f"{where}: question must be non-empty text")
         questions.append(value["question"])
     return Fact(UNKNOWN, UNKNOWN_ANSWER, UNKNOWN_KEYS, tuple(questions))
+
+
+def add_phrasings(facts: Sequence[Fact], folder: str | Path) -> list[Fact]:
+    """The same facts with the further questions of a folder of {"id", "questions"} lines.
+
+    Raises:
+        DataError: an id no fact has, or a line without questions.
+    """
+    more: dict[str, list[str]] = {fact.id: [] for fact in facts}
+    for path in sorted(Path(folder).glob("*.jsonl")):
+        for where, value in read_jsonl(path):
+            questions = value.get("questions")
+            if value.get("id") not in more:
+                raise DataError(f"{where}: no fact has the id {value.get('id')!r}")
+            if not isinstance(questions, list) or not all(
+                isinstance(q, str) and q.strip() for q in questions
+            ):
+                raise DataError(f"{where}: questions must be a list of text")
+            more[value["id"]] += questions
+    return [replace(fact, questions=(*fact.questions, *more[fact.id])) for fact in facts]
 
 
 Chat = list[dict[str, str]]
@@ -217,17 +237,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--held", type=Path, help='where those go, as {"question", "fact"} lines for llm.eval'
     )
+    parser.add_argument(
+        "--phrasings", action="store_true", help="also the questions in the data folder's phrasings/"
+    )
     parser.add_argument("--seed", type=int, default=1, help="of every random choice (default %(default)s)")
     return run_command(parser, _write, argv)
 
 
 def _write(options: argparse.Namespace) -> int:
-    facts, held = hold_out([*read_facts(options.data / "facts")], options.hold_out, options.seed)
-    unknown = options.data / "unknown.jsonl"
-    if unknown.exists():
-        (outside,), more = hold_out([read_unknown(unknown)], options.hold_out * 20, options.seed)
-        held += more
-        facts += [outside] * options.unknown_copies
+    known, unknown = read_facts(options.data / "facts"), options.data / "unknown.jsonl"
+    outside = [read_unknown(unknown)] if unknown.exists() else []
+    if options.phrasings:
+        num_known = len(known)
+        both = add_phrasings([*known, *outside], options.data / "phrasings")
+        known, outside = both[:num_known], both[num_known:]
+    facts, held = hold_out(known, options.hold_out, options.seed)
+    outside, more = hold_out(outside, options.hold_out * 20, options.seed)
+    held += more
+    facts += outside * options.unknown_copies
     dialogues = options.data / "dialogues.jsonl"
     chats = make_chats(
         facts, read_dialogues(dialogues) if dialogues.exists() else [], options.copies, options.seed

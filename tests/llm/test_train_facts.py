@@ -15,6 +15,7 @@ from llm.train.facts import (
     UNKNOWN_ANSWER,
     UNKNOWN_KEYS,
     Fact,
+    add_phrasings,
     carries,
     hold_out,
     main,
@@ -131,6 +132,40 @@ def test_a_bad_fact_is_named(tmp_path: Path, line: dict[str, object], message: s
     (folder / "two.jsonl").write_text(json.dumps(line) + "\n")
     with pytest.raises(DataError, match=f"two.jsonl:1: .*{message}"):
         read_facts(folder)
+
+
+def test_further_phrasings_join_their_facts(tmp_path: Path) -> None:
+    (tmp_path / "more.jsonl").write_text('{"id": "port", "questions": ["listening where?"]}\n')
+    token, port = add_phrasings(FACTS, tmp_path)
+    assert (token, port.questions) == (FACTS[0], (*FACTS[1].questions, "listening where?"))
+    assert add_phrasings(FACTS, tmp_path / "absent") == FACTS
+
+
+def test_the_command_takes_further_phrasings_when_asked(tmp_path: Path) -> None:
+    data, out = write_data(tmp_path / "data"), tmp_path / "out.jsonl"
+    (data / "phrasings").mkdir()
+    (data / "phrasings" / "a.jsonl").write_text(
+        '{"id": "port", "questions": ["listening where?"]}\n'
+        '{"id": "unknown", "questions": ["who sang it?"]}\n'
+    )
+    for flags, asked in (([], False), (["--phrasings"], True)):
+        assert main([str(out), "--data", str(data), "--copies", "1", *flags]) == 0
+        assert ("listening where?" in out.read_text()) is asked
+        assert ("who sang it?" in out.read_text()) is asked
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"id": "starboard", "questions": ["x"]}', "no fact has the id 'starboard'"),
+        ('{"id": "port", "questions": "x"}', "questions must be a list of text"),
+        ('{"id": "port", "questions": [""]}', "questions must be a list of text"),
+    ],
+)
+def test_bad_phrasings_are_named(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "more.jsonl").write_text(line + "\n")
+    with pytest.raises(DataError, match=f"more.jsonl:1: {message}"):
+        add_phrasings(FACTS, tmp_path)
 
 
 def test_an_empty_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

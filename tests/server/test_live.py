@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,7 +14,9 @@ from urllib.parse import urlsplit
 import httpx
 import openai
 import pytest
+from torch import Tensor
 
+from llm.scheduler import Batch
 from tests.fakes import Gate, ScriptedModel, tiny_model, tiny_text_model
 from tests.server.wire import CHAT, HELLO, app_of, live
 
@@ -54,6 +58,33 @@ def test_a_killed_client_frees_its_blocks(stream: bool) -> None:
         (engine,) = model.stats()
         assert engine.num_free_blocks == engine.num_blocks
         assert 300 < engine.num_tokens < 4000
+
+
+def test_a_client_killed_after_three_tokens_is_gone_within_one_step() -> None:
+    """The engine may only step when told: three steps, the client dies, and the fourth is the last."""
+    model = tiny_text_model(tiny_model(num_positions=4096), max_model_len=4096)
+    (engine,) = model.engines
+    may_step, fourth, run = threading.Semaphore(3), threading.Event(), engine.runner.run
+
+    def run_when_told(batch: Batch) -> Tensor:
+        if engine.num_steps == 3:
+            fourth.set()
+        may_step.acquire()
+        return run(batch)
+
+    engine.runner.run = run_when_told  # type: ignore[method-assign]
+    with live(app_of(model)) as url:
+        asked = {**HELLO, "temperature": 0, "stream": True, "max_tokens": 4000}
+        with httpx.stream("POST", url + CHAT, json=asked) as response:
+            assert next(response.iter_bytes())
+            assert fourth.wait(60)
+        while model._mailboxes:  # until the server has seen that the socket is closed
+            time.sleep(0.001)
+        may_step.release()  # the step that was under way
+        while engine.stats().num_running:
+            time.sleep(0.001)
+        assert (engine.num_steps, engine.stats().num_free_blocks) == (4, engine.stats().num_blocks)
+        may_step.release(10)
 
 
 def wait_for_running(url: str, number: int) -> None:
