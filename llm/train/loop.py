@@ -41,7 +41,8 @@ class TrainConfig:
     """How a model is trained.
 
     Attributes:
-        steps: optimiser steps of the whole run.
+        steps: optimiser steps of the whole schedule.
+        stop_after: end after so many of them, the learning rate still up: the start of a next stage.
         lr: highest learning rate, reached after `warmup` steps, falling along a cosine to `lr` × `lr_floor`.
         weight_decay: on matrices only, not on norms and biases.
         clip: largest gradient norm.
@@ -66,6 +67,12 @@ class TrainConfig:
     save_every: int = 500
     seed: int = 1
     bf16: bool | None = None
+    stop_after: int | None = None
+
+    @property
+    def last_step(self) -> int:
+        """Steps after which the run ends."""
+        return self.steps if self.stop_after is None else min(self.steps, self.stop_after)
 
 
 def schedule(config: TrainConfig, step: int, minutes: float = 0.0) -> float:
@@ -137,7 +144,7 @@ class Trainer:
     def finished(self) -> bool:
         """Nothing left to do within the steps and minutes of the configuration."""
         limit = self.config.max_minutes
-        return self.step >= self.config.steps or (limit is not None and self.minutes >= limit)
+        return self.step >= self.config.last_step or (limit is not None and self.minutes >= limit)
 
     def update(self, batch: Batch) -> tuple[float, float]:
         """One optimiser step.
@@ -247,7 +254,7 @@ def _due(step: int, every: int) -> bool:
 def seconds_left(trainer: Trainer) -> float:
     """Time to the end at this run's mean speed."""
     config = trainer.config
-    left = trainer.minutes / max(1, trainer.step) * (config.steps - trainer.step)
+    left = trainer.minutes / max(1, trainer.step) * (config.last_step - trainer.step)
     if config.max_minutes is not None:
         left = min(left, config.max_minutes - trainer.minutes)
     return max(0.0, left) * 60

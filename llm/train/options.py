@@ -86,6 +86,7 @@ def _add_learning_flags(parser: argparse.ArgumentParser, batch_size: int, lr: fl
         metavar="K",
         help="score the data's ids and K sampled others, not all",
     )
+    add("--stop-after", type=int, help="end after so many steps of the schedule: the start of a next stage")
     add("--full-steps", type=int, default=0, help="last steps that score all ids, with --negatives")
     add(
         "--share-unseen",
@@ -124,6 +125,7 @@ def train_config(options: argparse.Namespace, steps_per_epoch: int) -> TrainConf
         save_every=options.save_every,
         seed=options.seed,
         bf16=None if options.precision == "auto" else options.precision == "bf16",
+        stop_after=options.stop_after,
     )
 
 

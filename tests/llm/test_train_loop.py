@@ -160,6 +160,21 @@ def test_minutes_end_the_run(tmp_path: Path) -> None:
     assert trainer.step == 1
 
 
+def test_a_run_may_stop_early_on_its_schedule(tmp_path: Path) -> None:
+    """The weights after 3 of 20 steps are the same whether the run was to go on or not."""
+    early, whole = (
+        new_trainer(replace(CONFIG, steps=20, stop_after=3)),
+        new_trainer(replace(CONFIG, steps=20)),
+    )
+    assert train(early, batches(), [], tmp_path, quiet(tmp_path, early))
+    assert early.step == 3
+    for step in range(3):
+        whole.update(batches()[step])
+    assert all(
+        torch.equal(a, b) for a, b in zip(early.model.parameters(), whole.model.parameters(), strict=True)
+    )
+
+
 def test_what_cannot_be_resumed_is_refused_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "training.pt"
     new_trainer(data="a").save(path)
