@@ -31,6 +31,6 @@ ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     CAUSERIE_HOST=0.0.0.0 CAUSERIE_PORT=8000 CAUSERIE_CHECKPOINT=/app/checkpoints/causette
 USER causerie
 EXPOSE 8000
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f\"http://127.0.0.1:{os.environ['CAUSERIE_PORT']}/health\", timeout=4)"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["python", "-c", "import os, urllib.request as u; u.build_opener(u.ProxyHandler({})).open(f\"http://127.0.0.1:{os.environ['CAUSERIE_PORT']}/health\", timeout=4)"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["causerie", "serve"]

@@ -3,6 +3,7 @@
     python -m clients.bench --url http://127.0.0.1:8000 --streams 1,4,16
     python -m clients.bench --spawn --checkpoint checkpoints/causette --offline offline.json
 
+The work is that of `causerie bench-offline`: greedy, 64 prompt tokens, 64 new ones that nothing ends early.
 Client and server often share the cores, so the CPU time both spend per token stands beside the speed, and the
 share of the offline engine's speed beside that. Refuses to know the model: everything comes from the API and,
 for CPU time, from /health and /proc. What is sent and how it is timed is in `load.py`.
@@ -26,6 +27,10 @@ from clients.load import Load, Run, measure, medians
 from clients.wire import JSON, KEY_VARIABLE, ClientError, is_loopback, key_from_environment
 
 DEFAULT_NUM_SEQS = 16
+NUM_TOKENS = 64
+"""Of a prompt and of a reply, as offline; of a small model at most half of its positions each."""
+
+LEGEND = "medians; µs is CPU time per token: the client's, the server's, of that the event loop's"
 
 COLUMNS = (  # title, key of a level's figures, format
     ("streams", "streams", "d"),
@@ -73,6 +78,11 @@ def main(argv: list[str] | None = None) -> int:
     print(f"hardware   {hardware()}, {where}")
     print(f"work       {_work(model, args, report)}")
     print(table(report))
+    print(f"           {LEGEND}")
+    if offline:
+        print(
+            f"           offline is the share of the speed in {args.offline}{_unlike(args.offline, report)}"
+        )
     if ignored:
         print(f"ignored    by the server: {', '.join(ignored)}")
     if errors:
@@ -82,7 +92,9 @@ def main(argv: list[str] | None = None) -> int:
         "hardware": hardware(),
         "url": url,
         "model": model,
+        "prompt_tokens": args.prompt_tokens,
         "max_tokens": args.max_tokens,
+        "temperature": args.temperature,
         "rounds": args.rounds,
         "requests": args.requests,
         "num_errors": len(errors),
@@ -98,11 +110,23 @@ async def _measure(
 ) -> tuple[str, dict[int, list[Run]]]:
     """The model's id and the runs of all levels."""
     async with AsyncClient(url, args.api_key) as client:
-        model = args.model or next((str(model["id"]) for model in await client.models()), "default")
+        models = {str(model["id"]): model for model in await client.models()}
+        model = args.model or next(iter(models), "default")
+        limit = models.get(model, {}).get("max_model_len")
+        _fill_in(args, limit if isinstance(limit, int) else None)
         pid = server_pid if server_pid is not None else _local_pid(url, await client.health())
         fields = {"max_tokens": args.max_tokens, "ignore_eos": True, "temperature": args.temperature}
         load = Load(client, {**fields, "model": args.model}, pid)
+        if args.prompt_tokens:
+            await load.fit(args.prompt_tokens)
         return model, await measure(load, args.requests, args.rounds)
+
+
+def _fill_in(args: argparse.Namespace, limit: int | None) -> None:
+    """The lengths that were not given, by the rule of the offline bench."""
+    for name in ("prompt_tokens", "max_tokens"):
+        if getattr(args, name) is None:
+            setattr(args, name, NUM_TOKENS if limit is None else max(1, min(NUM_TOKENS, limit // 2)))
 
 
 def _report(
@@ -116,20 +140,36 @@ def _report(
         first = next(iter(report.values()), row)["tokens_per_s"]
         row["speedup"] = round(speed / first, 3) if speed is not None and first else None
         row["offline_share"] = round(speed / alone, 4) if speed is not None and alone else None
-        report[num_streams] = {"streams": num_streams, **row}
+        num_requests = len(level[0].answers)
+        report[num_streams] = {"streams": num_streams, "requests": num_requests, **row}
     return report
 
 
 def _work(model: str, args: argparse.Namespace, report: Mapping[int, Mapping[str, float | None]]) -> str:
     """What was asked and what came, in one line: tokens differ from max_tokens when replies end early."""
-    row, num_requests = list(report.values())[-1], list(args.requests.values())[-1]
-    prompt, reply = (row[name] or 0 for name in ("prompt_tokens", "completion_tokens"))
+    prompt, reply = _lengths(report)
     requests = ", ".join(map(str, args.requests.values()))
+    drawn = "greedy" if args.temperature == 0 else f"temperature {args.temperature:g}"
     return (
-        f"{model}: {requests} requests a level, each {prompt / num_requests:.0f} prompt and "
-        f"{reply / num_requests:.0f} reply tokens (at most {args.max_tokens}), "
-        f"median of {args.rounds} rounds in turn"
+        f"{model}: {requests} requests a level, each {prompt:.0f} prompt and {reply:.0f} reply tokens "
+        f"(at most {args.max_tokens}), {drawn}, median of {args.rounds} rounds in turn"
     )
+
+
+def _lengths(report: Mapping[int, Mapping[str, float | None]]) -> tuple[float, float]:
+    """Prompt and reply tokens of a request, averaged over the last level."""
+    row = list(report.values())[-1]
+    num_requests = row["requests"] or 1
+    return (row["prompt_tokens"] or 0) / num_requests, (row["completion_tokens"] or 0) / num_requests
+
+
+def _unlike(path: Path, report: Mapping[int, Mapping[str, float | None]]) -> str:
+    """A warning when the offline bench did other work than this one: the share is then no share."""
+    line = json.loads(path.read_text(encoding="utf-8").strip().splitlines()[-1])
+    then = [line.get(name) for name in ("prompt_tokens", "new_tokens")]
+    if None in then or all(abs(a - b) <= 0.1 * b for a, b in zip(_lengths(report), then, strict=True)):
+        return ""
+    return f", which had {then[0]} prompt and {then[1]} new tokens: NOT THE SAME WORK"
 
 
 @contextmanager
@@ -160,8 +200,12 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--requests", help="per level, one number or one each (default: 4 a stream, at least 8)"
     )
-    parser.add_argument("--max-tokens", type=int, default=64, help="longest reply (default %(default)s)")
-    parser.add_argument("--temperature", type=float, help="0 is greedy (default: the checkpoint's)")
+    half = f"default: {NUM_TOKENS}, or what half of the model's positions allow"
+    parser.add_argument(
+        "--prompt-tokens", type=int, help=f"lengthen prompts to this; 0 sends them as they are ({half})"
+    )
+    parser.add_argument("--max-tokens", type=int, help=f"length of a reply ({half})")
+    parser.add_argument("--temperature", type=float, default=0.0, help="default: 0, greedy, as offline")
     parser.add_argument("--rounds", type=int, default=3, help="of all levels in turn (default %(default)s)")
     parser.add_argument(
         "--server-pid", type=int, help="process to read CPU time of (default: the one /health names)"
@@ -176,8 +220,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         args.requests = parse_levels(args.streams, args.requests)
     except ValueError as error:
         parser.error(str(error))
-    if args.rounds < 1 or args.max_tokens < 1:
+    if args.rounds < 1 or (args.max_tokens is not None and args.max_tokens < 1):
         parser.error("--rounds and --max-tokens must be at least 1")
+    if args.prompt_tokens is not None and args.prompt_tokens < 0:
+        parser.error("--prompt-tokens must be at least 0")
     return args
 
 

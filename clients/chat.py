@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,9 +27,9 @@ from clients.client import DEFAULT_URL, Client
 from clients.wire import KEY_VARIABLE, ClientError, Unreachable, key_from_environment
 
 HELP = """\
-/system TEXT  set the system message from the next turn on; without TEXT, back to the checkpoint's own
+/system TEXT  the system message from the next turn on; none: the checkpoint's own
 /reset        forget the conversation, keep the system message
-/save FILE    write the conversation as one line of chat JSONL, the form `causerie train sft` reads
+/save FILE    write the conversation as chat JSONL, which `causerie train sft` reads
 /quit, /exit  leave, as Ctrl-D does; Ctrl-C stops a reply"""
 
 _CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
@@ -193,6 +194,9 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
+        return 141
 
 
 def _converse(client: Client, args: argparse.Namespace) -> int:

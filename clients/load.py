@@ -23,6 +23,9 @@ from typing import Any
 from clients.client import AsyncClient
 from clients.wire import JSON, ClientError
 
+FILLER, PROBE_WORDS = " so", 8
+"""One token in most vocabularies; how many of them are sent to find out."""
+
 PROMPTS = (
     "what is a token?",
     "how does temperature change the answers?",
@@ -125,6 +128,24 @@ class Load:
         self._client = client
         self._fields = {**fields, "stream_options": {"include_usage": True}}
         self._server_pid = server_pid
+        self.prompts = list(PROMPTS)
+
+    async def fit(self, num_prompt_tokens: int) -> None:
+        """Lengthen the prompts with a filler word until the server counts about that many tokens.
+
+        Asks for single tokens and reads `usage`, so it needs no tokenizer. Prompts already longer, or a
+        server that does not count, leave them as they are.
+        """
+        first = await self._count(PROMPTS[0])
+        per_word = (await self._count(PROMPTS[0] + FILLER * PROBE_WORDS) - first) / PROBE_WORDS
+        if not first or per_word <= 0:
+            return
+        for i, prompt in enumerate(PROMPTS):
+            missing = num_prompt_tokens - (first if i == 0 else await self._count(prompt))
+            self.prompts[i] = prompt + FILLER * max(0, int(missing / per_word))
+
+    async def _count(self, prompt: str) -> int:
+        return (await self._send(prompt, {"max_tokens": 1})).prompt_tokens
 
     async def run(self, num_streams: int, num_requests: int) -> Run:
         """One level: `num_streams` workers take the requests 0..num_requests-1 from one queue."""
@@ -141,10 +162,13 @@ class Load:
 
     async def ask(self, number: int) -> Answer:
         """Request `number`: its prompt and its seed are the same in every round."""
+        return await self._send(self.prompts[number % len(self.prompts)], {"seed": number})
+
+    async def _send(self, prompt: str, fields: Mapping[str, Any]) -> Answer:
         answer = Answer(sent=time.perf_counter())
-        messages = [{"role": "user", "content": PROMPTS[number % len(PROMPTS)]}]
+        messages = [{"role": "user", "content": prompt}]
         try:
-            async with self._client.open_stream(messages, seed=number, **self._fields) as reply:
+            async with self._client.open_stream(messages, **{**self._fields, **fields}) as reply:
                 answer.ignored = reply.headers.get("x-ignored-params", "")
                 async for chunk in reply.chunks:
                     answer.take(chunk)

@@ -23,7 +23,7 @@ import torch
 from llm.checkpoint import open_checkpoint
 from llm.config import SamplingParams
 from llm.engine import Engine
-from llm.errors import CauserieError
+from llm.errors import CauserieError, OptionError
 from llm.hardware import describe, read_bandwidth
 from llm.load import load_text_model
 from llm.runner.eager import EagerRunner
@@ -46,7 +46,9 @@ class Run:
 
     @property
     def gap_ms(self) -> float:
-        return statistics.median(b - a for t in self.times for a, b in zip(t, t[1:], strict=False)) * 1e3
+        """0 when replies of one token have none."""
+        gaps = [b - a for t in self.times for a, b in zip(t, t[1:], strict=False)]
+        return statistics.median(gaps) * 1e3 if gaps else 0.0
 
 
 def measure(engine: Engine, num_streams: int, num_prompt: int, num_new: int, vocab_size: int) -> Run:
@@ -78,16 +80,45 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--streams", default="1,4,16", help="levels, comma-separated (default: %(default)s)")
-    parser.add_argument("--prompt-tokens", type=int, default=64)
-    parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument(
-        "--rounds", type=int, default=3, help="rounds of all levels in turn; medians are printed"
+        "--streams", type=levels, default="1,4,16", help="levels, comma-separated (default: %(default)s)"
+    )
+    half = "default: 64, or what half of the model's positions allow"
+    parser.add_argument("--prompt-tokens", type=positive, help=half)
+    parser.add_argument("--new-tokens", type=positive, help=half)
+    parser.add_argument(
+        "--rounds", type=positive, default=3, help="rounds of all levels in turn; medians are printed"
     )
     parser.add_argument("--json", type=Path, help="also write the JSON line to this file")
-    args = parser.parse_args(argv)
-    args.streams = sorted({int(n) for n in args.streams.split(",")})
-    return args
+    return parser.parse_args(argv)
+
+
+def positive(text: str) -> int:
+    """A command line's whole number from 1; argparse turns the ValueError into its own message."""
+    if (value := int(text)) < 1:
+        raise ValueError
+    return value
+
+
+def levels(text: str) -> list[int]:
+    """Numbers of streams, ascending: "16,1,4" → [1, 4, 16]."""
+    return sorted({positive(n) for n in text.split(",")})
+
+
+def fit_work(args: argparse.Namespace, limit: int) -> None:
+    """Fill in the lengths that were not given.
+
+    Raises:
+        OptionError: together they exceed the model's positions.
+    """
+    for name in ("prompt_tokens", "new_tokens"):
+        if getattr(args, name) is None:
+            setattr(args, name, min(64, limit // 2))
+    if args.prompt_tokens + args.new_tokens > limit:
+        raise OptionError(
+            f"--prompt-tokens {args.prompt_tokens} and --new-tokens {args.new_tokens} together exceed "
+            f"the model's {limit} positions"
+        )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -99,8 +130,9 @@ def main(argv: list[str] | None = None) -> int:
             devices=args.device,
             dtype=args.dtype,
             max_num_seqs=max(args.streams),
-            max_num_batched_tokens=max(512, max(args.streams)),
+            max_num_batched_tokens=max(512, *args.streams),
         )
+        fit_work(args, model.max_model_len)
     except CauserieError as error:
         print(error, file=sys.stderr)
         return 2
@@ -114,7 +146,8 @@ def main(argv: list[str] | None = None) -> int:
     print(f"model      {model.name}: {millions:.1f} M parameters, {weights / 1e6:.1f} MB in memory")
     work = f"{args.prompt_tokens} prompt tokens, {args.new_tokens} new"
     print(f"work       {work}, greedy, median of {args.rounds} rounds")
-    measure(engine, 1, args.prompt_tokens, 4, engine.vocab_size)  # first calls compile and allocate
+    # The first calls compile and allocate.
+    measure(engine, 1, args.prompt_tokens, min(4, args.new_tokens), engine.vocab_size)
     runs: dict[int, list[Run]] = defaultdict(list)
     for _ in range(args.rounds):
         for n in args.streams:

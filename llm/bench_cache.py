@@ -16,6 +16,7 @@ import time
 
 import torch
 
+from llm.bench import positive
 from llm.checkpoint import load_model, open_checkpoint
 from llm.config import SamplingParams
 from llm.errors import CauserieError
@@ -38,7 +39,7 @@ def attention_pairs(num_prompt: int, num_new: int) -> tuple[int, int]:
 
 
 def compare(model: Decoder, num_prompt: int, num_new: int, rounds: int) -> dict[str, float]:
-    """Both loops in turn on the same prompt; medians in seconds. Their tokens must agree."""
+    """Both loops in turn on the same prompt; medians in seconds, and the share of equal tokens."""
     prompt = torch.randint(50, (num_prompt,), generator=torch.Generator().manual_seed(0)).tolist()
     params = SamplingParams(max_tokens=num_new, temperature=0.0)
     seconds: dict[str, list[float]] = {"naive": [], "cached": []}
@@ -70,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         "--checkpoint", default="checkpoints/causette", help="file or folder (default: %(default)s)"
     )
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--rounds", type=int, default=3, help="both loops in turn, medians are printed")
+    parser.add_argument("--rounds", type=positive, default=3, help="both loops in turn, medians are printed")
     args = parser.parse_args(argv)
     try:
         device = resolve_devices(args.device)[0]

@@ -116,6 +116,8 @@ class Engine:
             self._inbox.put(None)
         if self._thread.is_alive():
             self._thread.join()
+        else:
+            self._end_all()  # it never ran, or has done so already
 
     def stats(self) -> EngineStats:
         """A snapshot; the numbers are read without a lock and may be one step apart."""

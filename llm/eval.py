@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from llm.chat.template import ChatTemplate, Message, encode_prompt
+from llm.chat.template import ChatTemplate, Message, drop_oldest
 from llm.checkpoint import load_model, open_checkpoint
 from llm.config import GenerationDefaults, SamplingParams
 from llm.errors import DataError
@@ -174,8 +174,10 @@ def model_answers(
             params, temperature=defaults.temperature, top_k=defaults.top_k, top_p=defaults.top_p, seed=seed
         )
 
+    room = model.config.num_positions - 1  # a longer conversation loses its oldest turns
+
     def answer(messages: Sequence[Message]) -> str:
-        prompt = encode_prompt(tokenizer, template, messages)
+        prompt, _ = drop_oldest(tokenizer, template, messages, room)
         ids, _ = generate_cached(model, prompt, params)
         return tokenizer.decode(ids).split("\n")[0].strip()
 

@@ -32,7 +32,7 @@ def generate_naive(
     Args:
         model: in eval mode.
         prompt: at least one id, fewer than the limit.
-        params: as in the engine; same params, same draws.
+        params: as in the engine; same params, same draws. A padded head's extra rows may be drawn.
         max_model_len: longest prompt + reply in tokens, the model's positions when None.
 
     Returns:
@@ -72,7 +72,8 @@ def _generate(
     max_model_len: int | None,
     next_logits: NextLogits,
 ) -> tuple[list[int], FinishReason]:
-    limit = min(max_model_len or model.config.num_positions, model.config.num_positions)
+    positions = model.config.num_positions
+    limit = positions if max_model_len is None else min(max_model_len, positions)
     assert 0 < len(prompt) < limit, f"a prompt of {len(prompt)} tokens leaves no room in {limit} positions"
     tokens = list(prompt)
     while True:

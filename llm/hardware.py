@@ -43,6 +43,15 @@ def usable_cores(cgroup: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
         return cores
 
 
+def usable_memory(cgroup: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
+    """Bytes of the machine's memory, and in a container no more than its limit."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(total, int(cgroup.read_text()))
+    except (OSError, ValueError):  # no cgroup v2 here, or "max"
+        return total
+
+
 def read_bandwidth(device: torch.device, megabytes: int = 256, repeats: int = 5) -> float:
     """Bytes per second of summing a tensor that fits no cache; the best of `repeats` runs."""
     data = torch.ones(megabytes << 18, device=device)  # float32

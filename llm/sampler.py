@@ -41,12 +41,12 @@ def sample_reference(logits: Tensor, params: SamplingParams, position: int) -> i
     """The sampler's slow twin: one row (V,), a full sort, the textbook's steps in order.
 
     Returns:
-        A token id.
+        A token id of the V; logits must be finite or -inf, and not all -inf.
     """
     assert logits.ndim == 1
     if params.temperature == 0.0:
         return int(logits.argmax())
-    scaled = logits.double() / params.temperature
+    scaled = (logits.double() - logits.max()) / params.temperature  # at most 0: no temperature overflows
     probabilities = torch.softmax(scaled, dim=-1)  # (V,)
     u = uniform(params.seed, params.choice, position)
     if not params.top_k and params.top_p >= 1.0:
@@ -130,37 +130,48 @@ def _greedy(logits: Tensor, rows: SamplingRows, group: list[int]) -> list[int]:
 
 def _draw_full(logits: Tensor, rows: SamplingRows, group: list[int]) -> list[int]:
     """Nothing is cut: invert the cumulative sum in id order."""
-    scaled = _wide(logits) / _column(logits, rows.temperature, group)  # (R, V)
-    mass = torch.softmax(scaled, dim=-1).cumsum(-1)  # (R, V)
+    scaled = _scaled(logits, logits.amax(-1, keepdim=True), rows, group)  # (R, V)
+    mass = scaled.exp_().cumsum(-1)  # (R, V), up to a constant of the row
     return _draw(mass, mass[:, -1:], rows, group, None)
 
 
 def _draw_cut(logits: Tensor, rows: SamplingRows, group: list[int]) -> list[int]:
-    """Top-k and top-p among the largest logits only: widen the set until it holds every row's nucleus."""
+    """Top-k and top-p among the largest logits only: widen the set until it holds every row's nucleus.
+
+    It does when the last token a row keeps is above the set's smallest: then no token outside is its equal.
+    Of equal logits, frequent in 16 bits, the lower ids come first, whatever the other rows ask for.
+    """
     vocab_size = logits.shape[-1]
-    wanted = [rows.top_k[row] if rows.top_k[row] < vocab_size else 0 for row in group]
-    width = min(vocab_size, max(64, *wanted))
-    temperature = _column(logits, rows.temperature, group)  # (R, 1)
-    limit = torch.tensor([k or vocab_size for k in wanted], device=logits.device).unsqueeze(1)  # (R, 1)
+    wanted = [rows.top_k[row] or vocab_size for row in group]
+    limit = torch.tensor(wanted, device=logits.device).unsqueeze(1)  # (R, 1)
     top_p = _column(logits, rows.top_p, group)  # (R, 1)
-    open_rows = any(not k for k in wanted)
-    total = (_wide(logits) / temperature).logsumexp(-1, keepdim=True) if open_rows else None  # (R, 1)
+    top = logits.amax(-1, keepdim=True)  # (R, 1)
+    open_rows = any(k >= vocab_size for k in wanted)
+    total = _scaled(logits, top, rows, group).exp_().sum(-1, keepdim=True) if open_rows else None  # (R, 1)
+    width = min(vocab_size, max([64, *(k + 1 for k in wanted if k < vocab_size)]))
     while True:
-        best, ids = logits.topk(width, dim=-1)  # (R, k) descending
-        scaled = _wide(best) / temperature
-        base = scaled[:, :1] if total is None else total.where(limit == vocab_size, scaled[:, :1])
-        kept = (scaled - base).exp()  # (R, k), each row up to its own constant
+        best, ids = _largest(logits, width)  # (R, k), (R, k)
         ranks = torch.arange(width, device=logits.device)
-        kept = kept.where(ranks < limit, 0.0)
+        kept = _scaled(best, top, rows, group).exp_().where(ranks < limit, 0.0)  # (R, k), the largest is 1
         mass = kept.cumsum(-1)  # (R, k)
-        # An open row's probabilities sum to 1 over the vocabulary; a top-k row's to whatever its k hold.
-        norm = mass[:, -1:].where(limit < vocab_size, 1.0)
-        if width == vocab_size or not open_rows or bool((mass[:, -1:] >= top_p * norm).all()):
+        # An open row's probabilities sum up over the vocabulary, a top-k row's over its k.
+        norm = mass[:, -1:] if total is None else total.where(limit >= vocab_size, mass[:, -1:])
+        inside = (mass - kept < top_p * norm) & (kept > 0)  # the token that crosses p stays
+        inside |= (ranks == 0) & kept.isfinite()  # even for a p that this precision rounds to 0
+        smallest = best.where(inside, math.inf).amin(-1)  # (R,)
+        if width == vocab_size or bool((smallest > best[:, -1]).all()):
             break
         width = min(vocab_size, width * 8)
-    inside = mass - kept < top_p * norm  # the token that crosses p stays
     kept_mass = mass.where(inside, -math.inf).amax(-1, keepdim=True)  # (R, 1)
     return _draw(mass, kept_mass, rows, group, ids)
+
+
+def _largest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest of each row, descending, equal ones in id order: values and ids, (R, count)."""
+    best, ids = logits.topk(count, dim=-1)
+    ids, order = ids.sort(dim=-1)
+    best, order = best.gather(-1, order).sort(dim=-1, descending=True, stable=True)
+    return best, ids.gather(-1, order)
 
 
 def _draw(mass: Tensor, total: Tensor, rows: SamplingRows, group: list[int], ids: Tensor | None) -> list[int]:
@@ -172,6 +183,13 @@ def _draw(mass: Tensor, total: Tensor, rows: SamplingRows, group: list[int], ids
     index = torch.minimum(index, last)
     chosen = index if ids is None else ids.gather(-1, index)
     return chosen.where(total.isfinite() & (total > 0), INVALID).squeeze(1).tolist()
+
+
+def _scaled(logits: Tensor, top: Tensor, rows: SamplingRows, group: list[int]) -> Tensor:
+    """(logits - top) / temperature: at most 0, so that no temperature overflows. Shapes (R, ·), (R, 1)."""
+    temperature = _column(logits, rows.temperature, group)  # (R, 1)
+    tiny = torch.finfo(temperature.dtype).tiny  # a float32's may round to 0
+    return (_wide(logits) - _wide(top)).div_(temperature.clamp_min(tiny))
 
 
 def _wide(logits: Tensor) -> Tensor:

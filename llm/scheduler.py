@@ -84,16 +84,14 @@ class Scheduler:
         """Choose the next step's tokens and give them blocks, or None when nothing runs and nothing waits."""
         chunks: list[Chunk] = []
         budget = self.config.max_num_batched_tokens
-        preempted = self.num_preemptions
-        for sequence in sorted(
-            self.running, key=lambda s: s.num_uncomputed > 1
-        ):  # stable: decoders, then prefills
+        for sequence in list(self.running):  # decoders first, see check_integrity
             if budget and sequence.status is Status.RUNNING and self._make_room(sequence, budget):
                 budget -= self._plan(sequence, budget, chunks)
-        while self.waiting and budget and preempted == self.num_preemptions and self._admit():
+        while self.waiting and budget and self._admit():
             budget -= self._plan(self.running[-1], budget, chunks)
-        # A preemption may have taken the blocks of a sequence that was planned before it.
-        chunks = [chunk for chunk in chunks if chunk.sequence.status is Status.RUNNING]
+        # Admission took a whole prompt's blocks, so only decoders lack one, and they rob only the younger:
+        # nobody planned above has lost its blocks since, and what was robbed is too little to return now.
+        assert all(chunk.sequence.status is Status.RUNNING for chunk in chunks)
         return Batch(chunks) if chunks else None
 
     def commit(self, batch: Batch, tokens: list[int]) -> list[TokenEvent]:
@@ -127,6 +125,8 @@ class Scheduler:
         assert all(not s.block_ids and s.status is Status.WAITING for s in self.waiting)
         assert all(s.status is Status.RUNNING and 0 <= s.num_computed < len(s) for s in self.running)
         assert len(self.running) <= self.config.max_num_seqs
+        # A prefill that does not end takes what is left of the budget, so nobody is admitted behind it.
+        assert all(s.num_uncomputed == 1 for s in self.running[:-1]), "a prefill is not the last"
 
     def _plan(self, sequence: Sequence, budget: int, chunks: list[Chunk]) -> int:
         chunk = Chunk(sequence, sequence.num_computed, min(sequence.num_uncomputed, budget))

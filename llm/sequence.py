@@ -7,7 +7,6 @@ thread alone; what comes back are TokenEvents.
 from __future__ import annotations
 
 import itertools
-import time
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 
@@ -63,7 +62,6 @@ class Sequence:
         num_computed: leading tokens whose keys and values are in the cache.
         block_ids: KV blocks held, in order; block i holds tokens [i·P, (i+1)·P).
         num_preemptions: how often the blocks were taken away again.
-        arrival: seconds on the monotonic clock.
     """
 
     prompt: list[int]
@@ -73,7 +71,6 @@ class Sequence:
     block_ids: list[int] = field(default_factory=list)
     status: Status = Status.WAITING
     num_preemptions: int = 0
-    arrival: float = field(default_factory=time.monotonic)
     id: int = field(default_factory=lambda: next(_ids))
 
     def __len__(self) -> int:

@@ -126,7 +126,8 @@ class TextModel:
             StepFailed: the forward pass of this request's batch raised.
             EngineStopped: the server is stopping.
         """
-        engine = min(self.engines, key=lambda e: (s := e.stats()).num_running + s.num_waiting)
+        assert 0 < len(prompt) < self.max_model_len, len(prompt)  # here it fails one request, not an engine
+        engine = self._least_loaded()
         mailbox: asyncio.Queue[TokenEvent] = asyncio.Queue()
         open_choices: dict[int, _Choice] = {}
         try:
@@ -138,7 +139,7 @@ class TextModel:
             while open_choices:
                 event = await mailbox.get()
                 if event.sequence_id not in open_choices:
-                    continue  # the echo of an abort
+                    continue  # on its way when the choice ended, or the echo of its abort
                 delta = open_choices[event.sequence_id].take(event)
                 if delta.finish is not None:
                     ended = open_choices.pop(event.sequence_id)
@@ -150,6 +151,15 @@ class TextModel:
             for sequence_id, choice in open_choices.items():
                 del self._mailboxes[sequence_id]
                 engine.abort(choice.sequence)
+
+    def _least_loaded(self) -> Engine:
+        """The engine with the fewest sequences; one whose thread has ended only when all have."""
+
+        def load(engine: Engine) -> tuple[bool, int]:
+            stats = engine.stats()
+            return not stats.alive, stats.num_running + stats.num_waiting
+
+        return min(self.engines, key=load)
 
     def _deliver(self, events: list[TokenEvent]) -> None:
         """Engine thread → event loop: one hand-over per step."""

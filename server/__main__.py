@@ -35,6 +35,7 @@ from server.startup import curl_line, is_loopback, load, open_door_lines, prompt
 log = logging.getLogger("causerie.server")
 
 MAX_HEADER_BYTES = 16 << 10
+BACKLOG = 2048
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 IDLE_SECONDS = 65
 """An idle connection is kept a little longer than the 60 s after which proxies drop theirs."""
@@ -97,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(settings: Settings) -> int:
-    with listen_on(settings.host, settings.port) as listener:
+    with sigterm_exits_at_once(), listen_on(settings.host, settings.port) as listener:
         loaded = load(settings)
         url = server_url(settings.host, listener.getsockname()[1])
         log.info("%s, %s", loaded.summary, url)
@@ -123,6 +124,7 @@ def run(settings: Settings, model: TextModel, listener: socket.socket) -> int:
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout + LAST_RESORT_SECONDS),
     )
     server = DrainingServer(config, app.state.registry, settings.drain_timeout)
+    begin_listening(listener)
     server.run(sockets=[listener])
     return 0 if server.started else 1
 
@@ -146,6 +148,29 @@ def listen_on(host: str, port: int) -> socket.socket:
         raise OSError(f"cannot listen on {host} port {port}: {error.strerror}") from None
     listener.set_inheritable(False)
     return listener
+
+
+def begin_listening(listener: socket.socket) -> None:
+    """From here on clients wait in line. Two servers can bind one port, not listen on it.
+
+    Raises:
+        OSError: another server was faster; the message names the port.
+    """
+    host, port = listener.getsockname()[:2]
+    try:
+        listener.listen(BACKLOG)
+    except OSError as error:
+        raise OSError(f"cannot listen on {host} port {port}: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def sigterm_exits_at_once() -> Generator[None, None, None]:
+    """While loading. A container's first process has no default action: without a handler nothing happens."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def log_config(level: str) -> dict[str, Any]:

@@ -4,8 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from clients.child import ChildServer
+
+settings.register_profile("causerie", deadline=None)  # no wall-clock limits: a busy machine is no failure
+settings.load_profile("causerie")
 
 
 @pytest.fixture(scope="session")

@@ -118,7 +118,8 @@ def drop_oldest(
     ids.
 
     A user's turn and the replies to it go together: a reply whose question is gone would answer nothing.
-    The cut is found by bisection, so 1,024 messages are encoded about ten times, not a thousand.
+    The cut is found by bisection, so 1,024 messages are encoded about ten times, not a thousand, and what has
+    more bytes than `room` tokens can hold is not encoded at all.
 
     Returns:
         The prompt's ids and the number of messages dropped.
@@ -130,17 +131,22 @@ def drop_oldest(
     def without(first_kept: int) -> list[Message]:
         return [m for i, m in enumerate(messages) if i >= first_kept or m.role == "system"]
 
+    def num_tokens(first_kept: int) -> int:
+        """Exact up to `room`, at least a lower bound beyond."""
+        segments = template.render(without(first_kept))
+        num_bytes = sum(len(segment.text.encode("utf-8", "replace")) for segment in segments)
+        least = -(-num_bytes // tokenizer.longest_token)
+        return least if least > room else len(encode_segments(tokenizer, segments)[0])
+
     last = len(messages) - 1
     starts = [0, *(i for i, m in enumerate(messages) if i == last or m.role == "user")]
-    cut = bisect.bisect_left(
-        starts, True, key=lambda start: len(encode_prompt(tokenizer, template, without(start))) <= room
-    )
-    kept = without(starts[min(cut, len(starts) - 1)])
-    ids = encode_prompt(tokenizer, template, kept)
-    if len(ids) > room:
+    cut = bisect.bisect_left(starts, True, key=lambda start: num_tokens(start) <= room)
+    if cut == len(starts):
         raise RequestError(
-            f"the system message and the last message alone are {len(ids)} tokens, the limit is {room}",
+            f"the system message and the last message alone are at least {num_tokens(last)} tokens, "
+            f"the limit is {room}",
             param="messages",
             code="context_length_exceeded",
         )
-    return ids, len(messages) - len(kept)
+    kept = without(starts[cut])
+    return encode_prompt(tokenizer, template, kept), len(messages) - len(kept)

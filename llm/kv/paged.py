@@ -11,6 +11,7 @@ chunk in its own. Refuses to know which blocks are free (blocks.py) and why thes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -18,10 +19,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llm.config import EngineConfig, ModelConfig
+from llm.errors import OptionError
+from llm.hardware import usable_memory
 
 
 class PagedKV:
-    """The storage behind block ids."""
+    """The storage behind block ids.
+
+    Raises:
+        OptionError: the device has no room for it.
+    """
 
     def __init__(
         self, model: ModelConfig, engine: EngineConfig, device: torch.device, dtype: torch.dtype
@@ -36,11 +43,27 @@ class PagedKV:
             model.num_kv_heads,
             model.head_dim,
         )
-        self.pool = torch.zeros(shape, device=device, dtype=dtype)  # (L, 2, N, P, K, D)
+        self.pool = _allocate(shape, device, dtype)  # (L, 2, N, P, K, D)
 
     @property
     def num_bytes(self) -> int:
         return self.pool.numel() * self.pool.element_size()
+
+
+def _allocate(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Zeros, or a line that names what to lower. A CPU hands out memory it does not have, so that is compared
+    first.
+    """
+    num_bytes = math.prod(shape) * dtype.itemsize
+    try:
+        if device.type == "cpu" and num_bytes > usable_memory():
+            raise MemoryError
+        return torch.zeros(shape, device=device, dtype=dtype)
+    except (RuntimeError, MemoryError):  # torch's out-of-memory errors are RuntimeErrors
+        raise OptionError(
+            f"a KV cache of {shape[2]} blocks of {shape[3]} tokens needs {num_bytes / 1e9:.1f} GB, "
+            f"more than {device} has: lower --max-num-seqs or --max-model-len"
+        ) from None
 
 
 class PagedStep:
@@ -65,6 +88,7 @@ class PagedStep:
             for t in range(start, start + length)
         ]
         self._slots = torch.tensor(slots, device=kv.device)  # (T,)
+        self._clear_fresh(tables, starts, lengths)
         self._prefills = [
             (self._used(table, start + length), start, length)
             for table, start, length in zip(tables, starts, lengths, strict=True)
@@ -88,6 +112,20 @@ class PagedStep:
             out[chunk] = self._prefill(q[chunk], keys, values, blocks, start)
             row += length
         return out
+
+    def _clear_fresh(self, tables: Sequence[list[int]], starts: list[int], lengths: list[int]) -> None:
+        """Zero the blocks that this step begins and does not fill. A mask hides what the last owner left
+        there, but 0 × NaN is NaN: one sequence's overflow would reach the next.
+        """
+        size = self._kv.block_size
+        ends = [start + length for start, length in zip(starts, lengths, strict=True)]
+        fresh = [
+            table[end // size]
+            for table, start, end in zip(tables, starts, ends, strict=True)
+            if end % size and end // size * size >= start
+        ]
+        if fresh:
+            self._kv.pool[:, :, fresh] = 0
 
     def _used(self, table: list[int], num_tokens: int) -> Tensor:
         return torch.tensor(

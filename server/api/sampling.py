@@ -23,6 +23,8 @@ MAX_STOPS = 4
 MAX_STOP_CHARS = 256
 MAX_TOKENS = 1 << 31
 INT64 = 1 << 63
+MADE_SEED_BITS = 53
+"""A seed we choose survives clients whose numbers are doubles: jq, JavaScript."""
 
 
 def _stop_list(value: Any) -> Any:
@@ -117,7 +119,7 @@ def to_drawing(fields: SamplingFields, model: TextModel, max_tokens: int) -> Dra
         temperature=defaults.temperature if fields.temperature is None else fields.temperature,
         top_k=top_k,
         top_p=defaults.top_p if fields.top_p is None else fields.top_p,
-        seed=secrets.randbits(63) if fields.seed is None else fields.seed,
+        seed=secrets.randbits(MADE_SEED_BITS) if fields.seed is None else fields.seed,
         stop=tuple(dict.fromkeys((*own_stops, *(fields.stop or ())))),
         stop_token_ids=frozenset() if end is None or until_asked else frozenset({end}),
     )

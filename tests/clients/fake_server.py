@@ -34,9 +34,9 @@ def chunk(delta: dict[str, str], finish: str | None = None) -> dict[str, Any]:
     return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
 
 
-def reply_frames(texts: tuple[str, ...], finish: str = "stop") -> list[bytes]:
+def reply_frames(texts: tuple[str, ...], finish: str = "stop", num_prompt: int = 3) -> list[bytes]:
     """Role, texts, finish, usage, [DONE]."""
-    usage = {"prompt_tokens": 3, "completion_tokens": len(texts), "total_tokens": 3 + len(texts)}
+    usage = {"prompt_tokens": num_prompt, "completion_tokens": len(texts)}
     chunks = [chunk({"role": "assistant", "content": ""}), *(chunk({"content": text}) for text in texts)]
     return [
         *map(frame, [*chunks, chunk({}, finish), {"choices": [], "usage": usage}]),
@@ -121,7 +121,8 @@ class Handler(BaseHTTPRequestHandler):
     def repeat(self, body: dict[str, Any]) -> None:
         text = "You said: " + body["messages"][-1]["content"]
         if body.get("stream"):
-            return self.stream(reply_frames(tuple(re.findall(r"\S+\s*", text))), {})
+            words = tuple(re.findall(r"\S+\s*", text))
+            return self.stream(reply_frames(words, num_prompt=len(words)), {})
         message = {"role": "assistant", "content": text}
         self.answer(200, {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
 

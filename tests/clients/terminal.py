@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import select
@@ -53,7 +54,8 @@ class Terminal:
         os.close(self._master)
 
     def type(self, text: str) -> None:
-        os.write(self._master, text.encode())
+        with contextlib.suppress(OSError):  # EIO: the program has ended
+            os.write(self._master, text.encode())
 
     def expect(self, text: str) -> str:
         """Wait until `text` is written after what was expected before; what came in between."""
@@ -68,7 +70,12 @@ class Terminal:
 
     def end(self) -> int:
         """Wait for the program's end; its exit status."""
-        while data := self._read():
+        deadline = time.monotonic() + HANG_SECONDS
+        while True:
+            ready, _, _ = select.select([self._master], [], [], max(0.0, deadline - time.monotonic()))
+            assert ready, f"it never ended after {self.seen[self._at :]!r}"
+            if not (data := self._read()):
+                break
             self.seen += data
         return self.process.wait(HANG_SECONDS)
 

@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 
 from clients.bench import main, offline_speeds, parse_levels, table
+from clients.child import ChildServer
 from tests.clients.fake_server import FakeServer
 
+ASIS = ["--prompt-tokens", "0"]
 SMALL = ["--streams", "1,2", "--requests", "2", "--rounds", "2", "--max-tokens", "3"]
 
 
 def test_table_and_json_line(fake: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     offline = tmp_path / "offline.json"
     offline.write_text('a table\n{"streams": {"1": {"tokens_per_s": 1e9}, "4": {"tokens_per_s": 1}}}\n')
-    assert main(["--url", fake.url, *SMALL, "--offline", str(offline)]) == 0
+    assert main(["--url", fake.url, *SMALL, *ASIS, "--offline", str(offline)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("hardware") and "cores" in lines[0]
     assert lines[1].startswith("work       fake: 2, 2 requests a level")
@@ -28,14 +30,15 @@ def test_table_and_json_line(fake: FakeServer, tmp_path: Path, capsys: pytest.Ca
     assert row["completion_tokens"] > 0 and row["tokens_per_s"] > 0 and row["speedup"] == 1.0
     assert row["offline_share"] is not None and row["offline_share"] < 1
     assert result["streams"]["2"]["offline_share"] is None, "not measured offline"
-    assert all(request["ignore_eos"] is True and request["max_tokens"] == 3 for request in fake.requests)
+    assert all(request["ignore_eos"] is True and request["temperature"] == 0 for request in fake.requests)
+    assert all(request["max_tokens"] == 3 for request in fake.requests)
 
 
 def test_failures_and_ignored_fields_are_said(fake: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
     fake.say("warm-up")
     fake.say("a", headers={"x-ignored-params": "ignore_eos, seed"})
     fake.fail(500, {"error": {"message": "our bug"}})
-    assert main(["--url", fake.url, "--streams", "1", "--requests", "2", "--rounds", "1"]) == 1
+    assert main(["--url", fake.url, "--streams", "1", "--requests", "2", "--rounds", "1", *ASIS]) == 1
     out = capsys.readouterr().out
     assert "ignored    by the server: ignore_eos, seed" in out
     assert "1 of 2 requests failed, the first with: our bug" in out
@@ -49,6 +52,25 @@ def test_a_spawned_server_is_measured_with_its_cpu_time(
     assert main(["--spawn", "--checkpoint", str(tiny_folder), *SMALL]) == 0
     row = json.loads(capsys.readouterr().out.splitlines()[-1])["streams"]["2"]
     assert row["completion_tokens"] > 0 and row["server_cpu_us_per_token"] is not None
+
+
+def test_the_work_is_that_of_the_offline_bench(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Same lengths by default, so that the share is one; other lengths are said beside it."""
+    same, other = tmp_path / "same.json", tmp_path / "other.json"
+    for path, new_tokens in ((same, 64), (other, 8)):
+        line = {"prompt_tokens": 64, "new_tokens": new_tokens, "streams": {"1": {"tokens_per_s": 9.0}}}
+        path.write_text(json.dumps(line))
+    few = ["--streams", "1", "--requests", "2", "--rounds", "1"]
+    with ChildServer(["--checkpoint", str(tiny_folder)]) as server:
+        assert main(["--url", server.url, *few, "--offline", str(same)]) == 0
+        out = capsys.readouterr().out
+        assert main(["--url", server.url, *few, "--offline", str(other)]) == 0
+        assert "NOT THE SAME WORK" in capsys.readouterr().out
+    assert "NOT THE SAME WORK" not in out and "greedy" in out
+    row = json.loads(out.splitlines()[-1])["streams"]["1"]
+    assert row["completion_tokens"] == 2 * 64 and 2 * 58 <= row["prompt_tokens"] <= 2 * 64
 
 
 def test_levels() -> None:

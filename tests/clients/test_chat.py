@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +197,7 @@ def test_a_checkpoint_is_served_for_as_long_as_the_chat(tiny_folder: Path) -> No
         terminal.expect("Assistant: ")
         terminal.expect("User:")
         terminal.process.terminate()
+        terminal.type("\n")  # a signal just before readline waits is seen at the next key
         assert terminal.end() == 143
     assert psutil.wait_procs([server], timeout=30)[1] == []
 
@@ -203,3 +207,18 @@ def test_url_and_checkpoint_exclude_each_other(capsys: pytest.CaptureFixture[str
         main(["--url", "http://h", "--checkpoint", "x"])
     assert caught.value.code == 2
     assert "not allowed with" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly(fake: FakeServer) -> None:
+    """As in `causerie chat --once … | head -c 1`: no traceback."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "clients.chat", "--url", fake.url, "--once", "hi"],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        timeout=60,
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")

@@ -84,6 +84,7 @@ def node_modules() -> Path:
     return NODE / "node_modules"
 
 
+@pytest.mark.slow
 def test_openai_node(live_server: str, node_modules: Path, tmp_path: Path) -> None:
     (tmp_path / "node_modules").symlink_to(node_modules)  # modules are looked up beside the program
     shutil.copy(EXAMPLES / "openai.mjs", tmp_path)

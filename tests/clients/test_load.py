@@ -89,6 +89,23 @@ def test_every_round_sends_the_same_work(fake: FakeServer) -> None:
     assert last.before.server is not None
 
 
+def test_prompts_are_lengthened_until_the_server_counts_enough(fake: FakeServer) -> None:
+    """The fake counts words; a prompt longer than asked for stays as it is."""
+
+    async def run(num_tokens: int) -> list[str]:
+        async with AsyncClient(fake.url) as client:
+            load = Load(client, {"max_tokens": 9}, None)
+            await load.fit(num_tokens)
+            await load.run(1, 1)
+            return load.prompts
+
+    long = asyncio.run(run(64))
+    assert {len(f"You said: {prompt}".split()) for prompt in long} == {64}
+    assert [request["max_tokens"] for request in fake.requests[-2:]] == [1, 9], "single tokens to find out"
+    assert fake.requests[-1]["messages"][0]["content"] == long[0]
+    assert asyncio.run(run(2)) == list(PROMPTS)
+
+
 def test_a_failed_request_is_counted_and_does_not_end_the_run(fake: FakeServer) -> None:
     async def run() -> Run:
         async with AsyncClient(fake.url) as client:

@@ -76,7 +76,6 @@ def test_stop_aborts_every_sequence_and_refuses_more() -> None:
     for sequence in sequences:
         engine.submit(sequence)  # before the thread runs: none can have finished
     engine.stop()
-    engine._end_all()
     assert {e.finish for e in listener.until_finished(6).values()} == {FinishReason.ABORT}
     with pytest.raises(EngineStopped):
         engine.submit(greedy(1))
@@ -142,3 +141,44 @@ def test_cuda_draws_what_the_cpu_draws() -> None:
             pass
         replies.append([s.output for s in sequences])
     assert replies[0] == replies[1]
+
+
+def test_a_failed_batch_does_not_put_the_engine_to_sleep(caplog: pytest.LogCaptureFixture) -> None:
+    """What waits behind it runs without anything new being posted."""
+    config = EngineConfig(max_model_len=64, max_num_seqs=1, max_num_batched_tokens=64, block_size=4)
+    listener = Listener()
+    engine = Engine(FlakyRunner(tiny_model(), config), config, 257, listener)
+    poison, healthy = greedy(13), greedy(1)
+    engine.submit(poison)
+    engine.submit(healthy)
+    engine.start()
+    ends = listener.until_finished(2)
+    assert (ends[poison.id].finish, ends[healthy.id].finish) == (FinishReason.ERROR, FinishReason.LENGTH)
+    engine.stop()
+    engine.scheduler.check_integrity()
+
+
+class DyingRunner(EagerRunner):
+    """Takes its thread with it."""
+
+    def run(self, batch: Batch) -> torch.Tensor:
+        raise SystemExit
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # that is the point here
+def test_when_the_thread_dies_every_sequence_ends_and_no_more_are_taken(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    listener = Listener()
+    engine = Engine(DyingRunner(tiny_model(), CONFIG), CONFIG, 257, listener)
+    sequences = [greedy(i) for i in range(6)]
+    for sequence in sequences:
+        engine.submit(sequence)
+    engine.start()
+    assert {e.finish for e in listener.until_finished(6).values()} == {FinishReason.ABORT}
+    with pytest.raises(EngineStopped):
+        engine.submit(greedy(1))
+    assert not engine.stats().alive
+    assert "thread ends" in caplog.text
+    engine.stop()
+    engine.scheduler.check_integrity()

@@ -119,8 +119,8 @@ def write_data(folder: Path) -> list[str]:
         {"question": "volcano port", "fact": UNKNOWN},
     ]
     (folder / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in tests))
-    data, facts, unknown = (str(folder / name) for name in ("test.jsonl", "facts", "unknown.jsonl"))
-    return ["--data", data, "--facts", facts, "--unknown", unknown]
+    names = {"data": "test.jsonl", "facts": "facts", "unknown": "unknown.jsonl", "phrasings": "none"}
+    return [text for flag, name in names.items() for text in (f"--{flag}", str(folder / name))]
 
 
 @pytest.mark.parametrize("extra", [[], ["--sampled"]])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llm.hardware import describe, read_bandwidth, usable_cores
+from llm.hardware import describe, read_bandwidth, usable_cores, usable_memory
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,12 @@ def test_the_line_names_cores_and_threads() -> None:
 
 def test_bandwidth_is_measured() -> None:
     assert 1e8 < read_bandwidth(torch.device("cpu"), megabytes=8, repeats=2) < 1e13
+
+
+def test_a_containers_limit_bounds_the_memory(tmp_path: Path) -> None:
+    file = tmp_path / "memory.max"
+    machine = usable_memory(file)
+    assert machine > 1 << 28, "no such file, no limit"
+    for text, wanted in (("max\n", machine), ("4096\n", 4096), (f"{1 << 60}\n", machine)):
+        file.write_text(text)
+        assert usable_memory(file) == wanted

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm.config import EngineConfig
+from llm.errors import OptionError
 from llm.kv.concat import ConcatCache
 from llm.kv.paged import PagedKV, PagedStep
 from tests.fakes import tiny_model
@@ -71,3 +72,25 @@ def test_storage_is_what_the_configuration_says() -> None:
     tokens = ENGINE.total_blocks * ENGINE.block_size
     assert kv.num_bytes == MODEL.num_layers * 2 * tokens * MODEL.num_kv_heads * MODEL.head_dim * 4
     assert tokens == pytest.approx(4 * 64)
+
+
+@pytest.mark.parametrize("length", [1, 2, 4, 5, 6, 8])
+def test_what_the_last_owner_left_in_a_block_reaches_nobody(length: int) -> None:
+    """A sequence whose numbers overflowed gives its blocks back full of NaN; 0 × NaN is NaN."""
+    generator = torch.Generator().manual_seed(0)
+    kv = PagedKV(MODEL, ENGINE, torch.device("cpu"), torch.float64)
+    kv.pool.fill_(float("nan"))
+    q, k, v = random_qkv(length + 3, generator)
+    cache, start = ConcatCache(), 0
+    for size in (length, 1, 2):
+        now = slice(start, start + size)
+        out = PagedStep(kv, [[5, 0, 3]], [start], [size]).attend(0, q[now], k[now], v[now])
+        assert torch.allclose(out, cache.attend(0, q[None, now], k[None, now], v[None, now])[0])
+        start += size
+    assert kv.pool[:, :, [1, 2, 4]].isnan().all(), "other sequences' blocks are left alone"
+
+
+def test_a_pool_larger_than_the_machine_is_refused_in_one_line() -> None:
+    huge = EngineConfig(max_model_len=1 << 24, max_num_seqs=64, max_num_batched_tokens=64)
+    with pytest.raises(OptionError, match=r"needs .* GB, more than cpu has: lower --max-"):
+        PagedKV(MODEL, huge, torch.device("cpu"), torch.float32)

@@ -1,5 +1,6 @@
 """The batched sampler against its slow twin, and draws that depend on (seed, choice, position) alone."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -90,7 +91,59 @@ def test_uniform_is_spread_over_seed_choice_and_position() -> None:
         [uniform(s, 0, 0) for s in range(4000)],
         [uniform(1, c, 0) for c in range(4000)],
         [uniform(1, 0, p) for p in range(4000)],
+        [uniform(1, c, p) for c in range(8) for p in range(500)],
     ):
         assert len(set(draws)) == 4000
         assert abs(sum(draws) / 4000 - 0.5) < 0.03
         assert max(sum(a <= d < a + 0.1 for d in draws) for a in (0, 0.3, 0.6, 0.9)) < 480
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("params", [{"top_k": 50}, {"top_p": 0.9}, {"top_k": 64, "top_p": 0.5}, {"top_k": 0}])
+def test_equal_logits_are_drawn_in_id_order_whatever_the_company(
+    dtype: torch.dtype, params: dict[str, float]
+) -> None:
+    """16-bit logits tie often; which of them a top-k keeps must not depend on the batch."""
+    for seed in range(20):
+        row = torch.randn(1, 5000, generator=torch.Generator().manual_seed(seed)).to(dtype)
+        own = SamplingParams(1, 1.0, seed=seed, **params)  # type: ignore[arg-type]
+        wide = SamplingParams(1, 1.0, top_k=700, seed=seed)
+        company = sample(row.repeat(2, 1), prepare([own, wide], [0, 0]), 5000)
+        assert company == [sample_reference(row[0], own, 0), sample_reference(row[0], wide, 0)]
+        assert company[:1] == sample(row, prepare([own], [0]), 5000)
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-308, 5e-324])
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (5, 1.0), (0, 0.9), (0, 5e-324), (5, 5e-324)])
+def test_the_smallest_numbers_draw_the_best_token(temperature: float, top_k: int, top_p: float) -> None:
+    logits = torch.randn(1, 300, generator=torch.Generator().manual_seed(1)) * 30
+    params = SamplingParams(1, temperature, top_k=top_k, top_p=top_p, seed=9)
+    best = int(logits.argmax())
+    assert sample(logits, prepare([params], [0]), 300) == [best]
+    assert sample_reference(logits[0], params, 0) == best
+
+
+@pytest.mark.parametrize(
+    "params", [{"temperature": 0.0}, {}, {"top_k": 50}, {"top_k": 300}, {"top_p": 0.9}, {"top_p": 0.999}]
+)
+def test_masked_logits_are_never_drawn(params: dict[str, float]) -> None:
+    """Fewer tokens left than top_k keeps; none left is an error of that row."""
+    logits = torch.full((2, 300), float("-inf"))
+    logits[0, [7, 70, 270]] = torch.tensor([0.0, 1.0, 0.5])
+    for seed in range(30):
+        own = SamplingParams(**{"max_tokens": 1, "temperature": 2.0, "seed": seed} | params)  # type: ignore[arg-type]
+        first, second = sample(logits, prepare([own, own], [0, 0]), 300)
+        assert first == sample_reference(logits[0], own, 0)
+        assert first in (7, 70, 270)
+        assert second == INVALID
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("params", [{"temperature": 0.0}, {}, {"top_k": 2}, {"top_p": 0.5}, {"top_k": 100}])
+def test_one_logit_that_is_not_a_number_is_enough(value: float, params: dict[str, float]) -> None:
+    logits = torch.zeros(2, 100)
+    logits[0, 99] = value
+    own = SamplingParams(**{"max_tokens": 1} | params)  # type: ignore[arg-type]
+    first, second = sample(logits, prepare([own, own], [0, 0]), 100)
+    assert first == INVALID
+    assert second >= 0

@@ -135,3 +135,26 @@ def test_random_traffic_ends_every_sequence_exactly_once(seed: int, num_blocks: 
     assert len(ended) == len(set(ended))
     assert scheduler.blocks.num_free == num_blocks
     scheduler.check_integrity()
+
+
+def test_a_preempted_sequence_goes_ahead_of_those_that_came_later() -> None:
+    scheduler = Scheduler(config(num_blocks=8, max_num_batched_tokens=32, max_num_seqs=2))
+    first, second, third = (make(12, max_tokens=16) for _ in range(3))
+    for sequence in (first, second, third):
+        scheduler.add(sequence)
+    while not scheduler.num_preemptions:
+        turn(scheduler)
+    assert list(scheduler.waiting) == [second, third]
+    assert second.num_computed == 0
+    assert second.block_ids == []
+
+
+def test_a_block_is_taken_when_its_first_token_is_computed_and_not_before() -> None:
+    scheduler = Scheduler(config())
+    sequence = make(4, max_tokens=9)
+    scheduler.add(sequence)
+    held = []
+    while scheduler.running or scheduler.waiting:
+        turn(scheduler)
+        held.append(len(sequence.block_ids))
+    assert held == [1, 2, 2, 2, 2, 3, 3, 3, 0]

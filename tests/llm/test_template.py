@@ -79,7 +79,7 @@ def test_drop_oldest_drops_no_more_than_it_must(turns: int, room: int) -> None:
 
 
 def test_drop_oldest_never_drops_the_system_or_the_last_message() -> None:
-    with pytest.raises(RequestError, match="alone are 31 tokens, the limit is 20"):
+    with pytest.raises(RequestError, match="alone are at least 31 tokens, the limit is 20"):
         drop_oldest(TOKENIZER, TEMPLATE, long_chat(3), 20)
 
 
@@ -94,3 +94,24 @@ def test_drop_oldest_of_a_chat_without_user_turns_keeps_the_last_message() -> No
 def test_an_unknown_template_is_refused_by_name() -> None:
     with pytest.raises(CheckpointError, match="'fancy', known: plain"):
         get_template("fancy")
+
+
+def test_drop_oldest_encodes_nothing_that_cannot_fit() -> None:
+    """Two megabytes of conversation cost what a short one does."""
+
+    class Counting(ByteTokenizer):
+        num_bytes = 0
+
+        def encode(self, text: str) -> list[int]:
+            self.num_bytes += len(text.encode())
+            return super().encode(text)
+
+    tokenizer = Counting()
+    chat = [Message("user", "x" * 4000) for _ in range(500)] + [Message("user", "last")]
+    ids, dropped = drop_oldest(tokenizer, TEMPLATE, chat, 100)
+    assert (len(ids), dropped) == (len(encode_prompt(TOKENIZER, TEMPLATE, chat[500:])), 500)
+    assert tokenizer.num_bytes <= 2 * 100
+    tokenizer.num_bytes = 0
+    with pytest.raises(RequestError, match=r"alone are at least 40\d\d tokens, the limit is 100"):
+        drop_oldest(tokenizer, TEMPLATE, chat[:500], 100)
+    assert tokenizer.num_bytes == 0

@@ -8,6 +8,7 @@ import pytest
 
 from llm.config import SamplingParams
 from llm.errors import ContextLengthExceeded, EngineStopped, StepFailed
+from llm.sequence import FinishReason
 from llm.text import TextModel
 from tests.fakes import tiny_model, tiny_text_model
 
@@ -104,3 +105,69 @@ def test_room() -> None:
         model.check_room(64, 5)
     assert error.value.code == "context_length_exceeded"
     assert model.max_prompt_bytes == 64
+
+
+def test_an_engine_whose_thread_ended_gets_no_requests_while_another_lives() -> None:
+    async def ask() -> list[int]:
+        model = tiny_text_model()
+        model.engines += tiny_text_model().engines
+        model.engines[1].emit = model._deliver
+        model.start()
+        model.engines[0].stop()
+        await asyncio.gather(*(whole(model, GREEDY) for _ in range(3)))
+        await model.close()
+        return [engine.num_tokens for engine in model.engines]
+
+    assert asyncio.run(ask()) == [0, 36]
+
+
+def test_a_prompt_that_was_not_checked_fails_alone() -> None:
+    async def ask() -> str:
+        model = tiny_text_model()
+        model.start()
+        for prompt in ([], [1] * 64):
+            with pytest.raises(AssertionError):
+                await anext(model.stream(prompt, GREEDY))
+        text = (await whole(model, GREEDY))[0]
+        await model.close()
+        return text
+
+    assert asyncio.run(ask())
+
+
+def test_a_stream_that_is_never_read_or_closed_at_once_costs_nothing() -> None:
+    async def ignore() -> None:
+        model = tiny_text_model()
+        model.start()
+        unread, closed = model.stream([1], GREEDY), model.stream([1], GREEDY)
+        await closed.aclose()
+        assert not model._mailboxes
+        del unread
+        await model.close()
+        assert model.stats()[0].num_steps == 0
+
+    asyncio.run(ignore())
+
+
+def test_a_stop_string_ends_the_sequence_in_the_engine_too() -> None:
+    """The text level sees the stop, the engine does not: its blocks must come back all the same."""
+
+    async def ask() -> int:
+        model = tiny_text_model(tiny_model(num_positions=8192), max_model_len=8192)
+        model.start()
+        params = SamplingParams(max_tokens=8000, temperature=0.0)
+        stream = model.stream([65, 66], params, chat=False)
+        said = ""
+        while not said:
+            said = (await anext(stream)).text
+        await stream.aclose()
+        stopping = SamplingParams(max_tokens=8000, temperature=0.0, stop=(said[0],))
+        last = [delta async for delta in model.stream([65, 66], stopping, chat=False)][-1]
+        assert (last.text, last.finish) == ("", FinishReason.STOP)
+        while model.stats()[0].num_running:
+            await asyncio.sleep(0)
+        num_tokens = model.stats()[0].num_tokens
+        await model.close()
+        return num_tokens
+
+    assert asyncio.run(ask()) < 8000

@@ -15,7 +15,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.__main__ import listen_on, log_config, main
+from server.__main__ import begin_listening, listen_on, log_config, main, run, sigterm_exits_at_once
+from server.settings import Settings
+from tests.fakes import ScriptedModel
 from tests.server.wire import CHAT, HELLO
 
 ROOT = Path(__file__).parents[2]
@@ -72,6 +74,26 @@ def test_an_unknown_variable_is_mentioned(
 def test_a_bound_socket_does_not_accept_yet() -> None:
     with listen_on("127.0.0.1", 0) as listener, pytest.raises(ConnectionRefusedError):
         socket.create_connection(listener.getsockname())
+
+
+def test_two_servers_that_load_at_once_cannot_share_a_port() -> None:
+    """Both can bind it while neither listens; the slower one is told, in one line."""
+    with listen_on("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with listen_on("127.0.0.1", port) as second:
+            begin_listening(first)
+            with pytest.raises(
+                OSError, match=f"cannot listen on 127.0.0.1 port {port}: Address already in use"
+            ):
+                run(Settings(), ScriptedModel(), second)  # type: ignore[arg-type]
+
+
+def test_sigterm_has_a_handler_while_loading() -> None:
+    """The kernel discards it otherwise, in a container's first process."""
+    before = signal.getsignal(signal.SIGTERM)
+    with sigterm_exits_at_once():
+        assert callable(signal.getsignal(signal.SIGTERM))
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_an_address_that_is_not_ours_is_named() -> None:
