@@ -110,7 +110,12 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token as the next one: (..., C) → (..., V)."""
-        return F.linear(hidden, self.tokens.weight if self.head is None else self.head.weight)
+        return F.linear(hidden, self.head_weight)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The matrix behind `logits`, (V, C)."""
+        return self.tokens.weight if self.head is None else self.head.weight
 
     @property
     def device(self) -> torch.device:

@@ -13,6 +13,9 @@ from llm.kv.paged import PagedKV, PagedStep
 from llm.model import Decoder
 from llm.scheduler import Batch
 
+FEW_ROWS = 8
+"""Rows up to which a CPU multiplies the head from the left."""
+
 
 class EagerRunner:
     """Runs batches on the device and in the dtype the model already has."""
@@ -42,7 +45,19 @@ class EagerRunner:
                 rows.append(end - 1)
         if len(rows) < len(hidden):
             hidden = hidden[self._to_device(rows)]  # (M, C)
-        return self.model.logits(hidden)  # (M, V)
+        return self._logits(hidden)  # (M, V)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """The model's logits, (M, C) → (M, V), the head times columns where that is faster.
+
+        Rows times a transposed matrix reads it slowly on a CPU when the rows are few: one row by a head of
+        50257 × 192 takes 6 ms, two columns 2.7 ms (float32, one Zen 4 core); from 16 rows on they are equal.
+        """
+        num_rows = len(hidden)
+        if self.device.type != "cpu" or not 0 < num_rows <= FEW_ROWS:
+            return self.model.logits(hidden)
+        columns = hidden.repeat(2, 1) if num_rows == 1 else hidden
+        return (self.model.head_weight @ columns.t())[:, :num_rows].t().contiguous()
 
     def _to_device(self, values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long).to(self.device, non_blocking=True)
