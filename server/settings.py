@@ -67,7 +67,9 @@ class Settings(BaseSettings):
     )
     device: str = Field("auto", min_length=1, description="auto, cpu, mps, cuda, or several: cuda:0,cuda:1")
     dtype: str = Field("auto", min_length=1, description="auto, float32, float16 or bfloat16")
-    threads: Count | None = Field(None, description="CPU threads of the model; default is every usable core")
+    threads: Count | None = Field(
+        None, description="CPU threads of the model; default is every usable core but one"
+    )
     show_prompt: bool = Field(False, description="print a rendered prompt and its token ids at start")
 
     max_model_len: Count | None = Field(

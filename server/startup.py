@@ -17,6 +17,7 @@ from pathlib import Path
 from llm.chat.template import Message, encode_segments
 from llm.checkpoint import find_checkpoint, open_checkpoint, prove_prompts
 from llm.checkpoint.record import expected_shapes
+from llm.hardware import usable_cores
 from llm.load import load_text_model, resolve_devices, resolve_dtype
 from llm.text import TextModel
 from server.settings import Settings
@@ -60,7 +61,7 @@ def load(settings: Settings) -> Loaded:
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
         num_blocks=settings.num_gpu_blocks_override,
-        threads=settings.threads,
+        threads=default_threads() if settings.threads is None else settings.threads,
         name=settings.served_model_name,
     )
     places = ", ".join(
@@ -73,6 +74,15 @@ def load(settings: Settings) -> Loaded:
         f"on {places}, max_model_len {model.max_model_len}"
     )
     return Loaded(model, summary)
+
+
+def default_threads() -> int:
+    """Every usable core but one, which the event loop and local clients would otherwise fight for.
+
+    Measured on two cores with a 12 M model, client beside server: one thread instead of two gives 148 instead
+    of 111 tokens/s to one stream, and 598 instead of 550 to sixteen.
+    """
+    return max(1, usable_cores() - 1)
 
 
 def prompt_lines(model: TextModel) -> list[str]:

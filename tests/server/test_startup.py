@@ -8,10 +8,12 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
 from llm.checkpoint import save_folder
 from llm.config import COURSE_DEFAULTS
 from llm.errors import CauserieError
+from llm.hardware import usable_cores
 from llm.tokenizer import load_tiktoken
 from server.app import create_app
 from server.settings import load_settings
@@ -91,3 +93,14 @@ def test_what_cannot_be_served_is_one_line(tmp_path: Path, content: bytes | None
     with pytest.raises(CauserieError) as caught:
         load(load_settings(["--checkpoint", str(path), "--device", "cpu"]))
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_one_core_is_left_to_the_event_loop(tiny_folder: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        load(load_settings(["--checkpoint", str(tiny_folder), "--device", "cpu", "--threads", "3"]))
+        assert torch.get_num_threads() == 3
+        load(load_settings(["--checkpoint", str(tiny_folder), "--device", "cpu"]))
+        assert torch.get_num_threads() == max(1, usable_cores() - 1)
+    finally:
+        torch.set_num_threads(before)
