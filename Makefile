@@ -44,7 +44,7 @@ checkpoint: $(VENV)/.installed  ## train the default checkpoint again, and score
 		--share-unseen 64 --lr 0.0015 --warmup 200 --steps 9000 --stop-after 3500
 	$(BIN)/causerie train facts runs/phrasings.jsonl --copies 18 --seed 2 --phrasings
 	$(BIN)/causerie train sft --init runs/stage1 --data runs/phrasings.jsonl --out checkpoints/causette \
-		--work runs/causette $(RECIPE) --negatives 2048 --lr 0.001 --warmup 100 --steps 6500 --seed 2 \
+		--work runs/causette $(RECIPE) --negatives 2048 --lr 0.001 --warmup 100 --steps 6500 --stop-after 5000 --seed 2 \
 		--card checkpoints/causette/README.md
 	$(BIN)/causerie eval
 
