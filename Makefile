@@ -36,7 +36,7 @@ bench: $(VENV)/.installed  ## offline, then through HTTP, on the default checkpo
 	@$(BIN)/causerie bench-offline --checkpoint checkpoints/causette --json runs/offline.json
 	@$(BIN)/causerie bench --spawn --checkpoint checkpoints/causette --offline runs/offline.json $(ARGS)
 
-# Reproduces checkpoints/causette in two stages: about 75 minutes on one core with AVX512_BF16.
+# Reproduces checkpoints/causette in two stages: about an hour on one core with AVX512_BF16.
 checkpoint: $(VENV)/.installed  ## train the default checkpoint again, and score it
 	@mkdir -p runs
 	$(BIN)/causerie train facts runs/facts.jsonl --copies 30
