@@ -47,7 +47,7 @@ class TextModel:
     Args:
         name: the model id it answers to.
         source: the checkpoint's file or folder name, for people.
-        fingerprint: same fingerprint and seed, same text.
+        fingerprint: same fingerprint and seed, same draws.
         tokenizer, template, defaults: the checkpoint's.
         max_model_len: longest prompt + reply, in tokens.
         make_engines: builds the engines around the callable that takes their events.

@@ -122,10 +122,10 @@ def run(
     if options.resume:
         trainer.load(work / "training.pt")
     work.mkdir(parents=True, exist_ok=True)
-    report = Report(work, config.steps, trainer.step)
+    report = Report(work, config.last_step, trainer.step)
     report.say(
         f"{model.num_parameters():,} parameters on {device}{', bfloat16' if trainer.bf16 else ''}; "
-        f"{config.steps:,} steps of {options.batch_size} rows, {batches.steps_per_epoch:,} per epoch"
+        f"{config.last_step:,} steps of {options.batch_size} rows, {batches.steps_per_epoch:,} per epoch"
     )
     finished = train(trainer, batches, held, work, report)
     trained = trainer.model if shared is None else shared.expand(trainer.model)

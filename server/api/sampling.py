@@ -80,7 +80,7 @@ class Drawing:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The seed, chosen or given: sent again, it draws the same text."""
+        """The seed, chosen or given: sent again, it makes the same draws."""
         return {SEED_HEADER: str(self.params.seed)}
 
 
