@@ -2,8 +2,12 @@
 PYTHON      ?= python3
 TORCH_INDEX ?=
 ARGS        ?=
+MODEL        =
 
 RECIPE := --batch-size 32 --prompt-loss 0.2 --validate-every 1000 --validation-share 0.005
+
+# MODEL=smollm2-135m-instruct, MODEL=org/repo or MODEL=org/repo:FILE.gguf is pulled into checkpoints/ once.
+PULLED = $(notdir $(firstword $(subst :, ,$(MODEL))))
 
 VENV := .venv
 BIN  := $(VENV)/bin
@@ -11,8 +15,9 @@ PIP  := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(
 
 .PHONY: serve test test-slow check format bench chat install checkpoint clean
 
-serve: $(VENV)/.installed  ## serve the default checkpoint (ARGS="--checkpoint PATH --port 8001")
-	@$(BIN)/causerie serve $(ARGS)
+serve: $(VENV)/.installed  ## serve the default checkpoint (ARGS="--checkpoint PATH --port 8001"), or MODEL
+	@$(if $(MODEL),$(BIN)/causerie pull "$(MODEL)")
+	@$(BIN)/causerie serve $(if $(MODEL),--checkpoint "checkpoints/$(PULLED)") $(ARGS)
 
 chat: $(VENV)/.installed  ## talk to a checkpoint in the terminal; starts and stops a server of its own
 	@$(BIN)/causerie chat --checkpoint checkpoints/causette $(ARGS)

@@ -23,7 +23,8 @@ class Command(NamedTuple):
 COMMANDS = {
     "serve": Command("server.__main__", "answer OpenAI's API with a checkpoint"),
     "chat": Command("clients.chat", "talk to a server, or to a checkpoint, in the terminal"),
-    "inspect": Command("llm.checkpoint.__main__", "say what a checkpoint is, without serving it"),
+    "pull": Command("llm.pull.__main__", "fetch a checkpoint: a known name, or the hub's org/repo"),
+    "inspect": Command("llm.checkpoint.inspect", "say what a checkpoint is, without serving it"),
     "train pretrain": Command("llm.train.pretrain", "train a model on text"),
     "train sft": Command("llm.train.sft", "train a model on conversations"),
     "train facts": Command("llm.train.facts", "write the default checkpoint's conversations"),

@@ -22,8 +22,8 @@ from llm.config import SamplingParams
 from llm.errors import CauserieError
 from llm.generate import generate_cached, generate_naive
 from llm.hardware import describe
-from llm.load import resolve_devices, resolve_dtype
 from llm.model import Decoder
+from llm.placement import resolve_devices, resolve_dtype
 
 
 def attention_pairs(num_prompt: int, num_new: int) -> tuple[int, int]:
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         device = resolve_devices(args.device)[0]
         checkpoint = open_checkpoint(args.checkpoint)
-        model = load_model(checkpoint, device, resolve_dtype("auto", device))
+        model = load_model(checkpoint, device, resolve_dtype("auto", device, checkpoint))
     except CauserieError as error:
         print(error, file=sys.stderr)
         return 2

@@ -7,9 +7,10 @@ Nothing here reads a file, an argument or the environment.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
-Activation = Literal["gelu", "gelu_tanh"]
+Activation = Literal["gelu", "gelu_tanh", "swiglu"]
+Norm = Literal["layer", "rms"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,19 +19,28 @@ class ModelConfig:
 
     Attributes:
         vocab_size: rows of the token embedding (V).
-        num_positions: learned positions, the longest sequence the network can see.
+        num_positions: the longest sequence the network can see, in tokens.
         num_layers: transformer blocks (L).
         num_heads: query heads (H).
         num_kv_heads: key/value heads (K); equal to num_heads without grouped-query attention.
         width: residual stream (C).
         ffn_width: hidden units of the feed-forward layer.
-        activation: "gelu" is exact (erf), as the course trains; "gelu_tanh" is GPT-2's approximation.
+        activation: "gelu" is exact (erf), as the course trains; "gelu_tanh" is GPT-2's approximation;
+            "swiglu" is silu(gate(x)) · up(x), with a third projection (Shazeer 2020).
         attention_bias: q, k and v projections carry a bias.
         attention_out_bias: the projection after attention carries a bias.
-        ffn_bias: both feed-forward projections carry a bias.
-        norm_bias: LayerNorms carry a bias.
-        norm_eps: added to the variance in LayerNorm.
+        ffn_bias: every feed-forward projection carries a bias.
+        norm_bias: LayerNorms carry a bias; an RMSNorm never does.
+        norm_eps: added to the variance (LayerNorm) or to the mean square (RMSNorm).
         tied_head: the head is the token embedding, transposed.
+        norm: "layer" or "rms".
+        head_size: numbers per head, or None for width / num_heads; read `head_dim`.
+        qk_norm: queries and keys pass an RMSNorm over the head, as in Qwen3.
+        rope_theta: base of the rotary frequencies; None means learned positions.
+        rope_factors: divides each of the head_dim / 2 rotary frequencies; empty for none (rope.py).
+        rope_attention_scale: multiplies the rotary cosines and sines, as YaRN does.
+        sliding_window: a token sees itself and this many - 1 before it; None for all.
+        num_full_layers: the first layers, which see everything all the same.
     """
 
     vocab_size: int
@@ -47,37 +57,79 @@ class ModelConfig:
     norm_bias: bool = True
     norm_eps: float = 1e-5
     tied_head: bool = False
+    norm: Norm = "layer"
+    head_size: int | None = None
+    qk_norm: bool = False
+    rope_theta: float | None = None
+    rope_factors: tuple[float, ...] = ()
+    rope_attention_scale: float = 1.0
+    sliding_window: int | None = None
+    num_full_layers: int = 0
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size",
-            "num_positions",
-            "num_layers",
-            "num_heads",
-            "num_kv_heads",
-            "width",
-            "ffn_width",
-        ):
+        for name in _DIMENSIONS:
             value = getattr(self, name)
+            if value is None and name in ("head_size", "sliding_window"):
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_DIMENSION:
                 raise ValueError(f"{name} must be a whole number from 1 to {MAX_DIMENSION}, got {value!r}")
-        if self.width % self.num_heads:
+        for name, known in (("activation", get_args(Activation)), ("norm", get_args(Norm))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}")
+        if self.head_size is None and self.width % self.num_heads:
             raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
             )
-        if self.activation not in ("gelu", "gelu_tanh"):
-            raise ValueError(f"activation must be gelu or gelu_tanh, got {self.activation!r}")
+        if not 0 <= self.num_full_layers <= self.num_layers:
+            raise ValueError(f"num_full_layers must be 0 to {self.num_layers}, got {self.num_full_layers!r}")
+        self._check_rope()
+
+    def _check_rope(self) -> None:
+        if self.rope_theta is None:
+            if self.rope_factors or self.rope_attention_scale != 1.0:
+                raise ValueError("rope_factors and rope_attention_scale need rope_theta")
+            return
+        numbers = {"rope_theta": self.rope_theta, "rope_attention_scale": self.rope_attention_scale}
+        numbers |= {f"rope_factors[{i}]": factor for i, factor in enumerate(self.rope_factors)}
+        for name, number in numbers.items():
+            if not 1e-6 <= number <= 1e12:
+                raise ValueError(f"{name} must be a number from 1e-6 to 1e12, got {number!r}")
+        if self.head_dim % 2:
+            raise ValueError(f"rotary positions need an even head size, got {self.head_dim}")
+        if len(self.rope_factors) not in (0, self.head_dim // 2):
+            raise ValueError(
+                f"rope_factors must be {self.head_dim // 2} numbers, got {len(self.rope_factors)}"
+            )
 
     @property
     def head_dim(self) -> int:
         """Numbers per head (D)."""
-        return self.width // self.num_heads
+        return self.width // self.num_heads if self.head_size is None else self.head_size
+
+    def window(self, layer: int) -> int | None:
+        """Tokens that a token of this layer sees, itself included; None for all."""
+        return None if layer < self.num_full_layers else self.sliding_window
 
 
+_DIMENSIONS = (
+    "vocab_size",
+    "num_positions",
+    "num_layers",
+    "num_heads",
+    "num_kv_heads",
+    "width",
+    "ffn_width",
+    "head_size",
+    "sliding_window",
+)
 MAX_DIMENSION = 1 << 24
 """No dimension of a model we load is larger: a lying config is refused before it allocates."""
+
+
+BLOCK_SIZE = 16
+"""Tokens in a KV block of the torch runner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +147,7 @@ class EngineConfig:
     max_model_len: int
     max_num_seqs: int = 16
     max_num_batched_tokens: int = 512
-    block_size: int = 16
+    block_size: int = BLOCK_SIZE
     num_blocks: int | None = None
 
     def __post_init__(self) -> None:
@@ -172,6 +224,7 @@ class GenerationDefaults:
         max_tokens: new tokens when the request does not say, or None for all the room left.
         stop: the template's stop strings; a request's own are added to them.
         default_system: system line of a conversation that brings none.
+        stop_token_ids: every id the checkpoint names as an end of turn or of text.
     """
 
     temperature: float = 1.0
@@ -180,6 +233,7 @@ class GenerationDefaults:
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     default_system: str | None = None
+    stop_token_ids: frozenset[int] = field(default_factory=frozenset)
 
 
 COURSE_DEFAULTS = GenerationDefaults(

@@ -3,6 +3,7 @@
     CauserieError
     ├── CheckpointError          the file or folder cannot be served: format, names, shapes, hostile content
     │   └── PromptMismatch       the serving template does not render what the model was trained on
+    ├── PullError                a checkpoint could not be fetched: network, checksum, disk; its name first
     ├── DataError                a training or test file cannot be used; path and line first
     ├── DeviceError              the device asked for is not there
     ├── OptionError              an operator's option is out of the bounds of this model or machine
@@ -28,6 +29,10 @@ class CheckpointError(CauserieError):
 
 class PromptMismatch(CheckpointError):
     """A sample training conversation renders to other token ids than it was trained with."""
+
+
+class PullError(CauserieError):
+    """A checkpoint could not be fetched. The message starts with its name or its file's."""
 
 
 class DataError(CauserieError):

@@ -52,6 +52,19 @@ def usable_memory(cgroup: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
         return total
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process may still take there: an estimate, since others take them too."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        available = usable_memory()
+    return min(available, usable_memory())
+
+
 def read_bandwidth(device: torch.device, megabytes: int = 256, repeats: int = 5) -> float:
     """Bytes per second of summing a tensor that fits no cache; the best of `repeats` runs."""
     data = torch.ones(megabytes << 18, device=device)  # float32

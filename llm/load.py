@@ -5,68 +5,31 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
+from typing import TypedDict, Unpack
+
 import torch
 
 from llm.checkpoint import Checkpoint, load_model
-from llm.config import EngineConfig
+from llm.config import BLOCK_SIZE, EngineConfig
 from llm.engine import Emit, Engine
-from llm.errors import DeviceError, OptionError
+from llm.errors import OptionError
 from llm.hardware import usable_cores
+from llm.placement import KV_SHARE, kv_room, resolve_devices, resolve_dtype
 from llm.runner.eager import EagerRunner
 from llm.text import TextModel
 
-_DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float64": torch.float64,
-}
+log = logging.getLogger("llm.load")
 
 
-def resolve_devices(devices: str) -> list[torch.device]:
-    """The devices named, comma-separated, or for "auto" the best one here: mps, else cuda, else cpu.
+class Bounds(TypedDict, total=False):
+    """What the operator may choose of EngineConfig; what is left out has its default there."""
 
-    Raises:
-        DeviceError: a name torch does not know, a device that is not there, or one named twice.
-    """
-    if devices == "auto":
-        mps = torch.backends.mps.is_available()
-        devices = "mps" if mps else "cuda" if torch.cuda.is_available() else "cpu"
-    found = [_resolve_device(name.strip()) for name in devices.split(",")]
-    if len(set(found)) < len(found):
-        raise DeviceError(f"--device {devices} names a device twice")
-    return found
-
-
-def _resolve_device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise DeviceError(
-            f"--device {name!r} is not a device; use auto, cpu, mps, cuda or cuda:0,cuda:1"
-        ) from None
-    if device.type == "cpu":
-        return torch.device("cpu")
-    if device.type == "mps" and torch.backends.mps.is_available():
-        return torch.device("mps")
-    if device.type == "cuda" and (device.index or 0) < torch.cuda.device_count():
-        return torch.device("cuda", device.index or 0)
-    raise DeviceError(
-        f"--device {name} is not available on this machine (CUDA devices: {torch.cuda.device_count()})"
-    )
-
-
-def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The compute type named; "auto" is bfloat16 on CUDA and float32 elsewhere.
-
-    Raises:
-        OptionError: an unknown name.
-    """
-    if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if dtype not in _DTYPES:
-        raise OptionError(f"--dtype {dtype!r} is not one of auto, {', '.join(_DTYPES)}")
-    return _DTYPES[dtype]
+    max_model_len: int | None
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    num_blocks: int | None
 
 
 def engine_config(
@@ -76,18 +39,36 @@ def engine_config(
     max_num_seqs: int = 16,
     max_num_batched_tokens: int = 512,
     num_blocks: int | None = None,
+    kv_room: int | None = None,
 ) -> EngineConfig:
     """The engine's bounds for this checkpoint.
 
+    Args:
+        max_model_len: None for all of the model's positions, or as many as there is memory for.
+        num_blocks: None for as many as max_num_seqs sequences need, or as there is memory for.
+        kv_room: tokens for whose keys and values there is memory; None for no limit.
+
     Raises:
-        OptionError: more positions than the model has, or bounds that contradict each other.
+        OptionError: more positions than the model has, too little memory, or bounds that contradict each
+            other.
     """
     positions = checkpoint.config.num_positions
     if max_model_len is not None and max_model_len > positions:
         raise OptionError(f"--max-model-len {max_model_len} exceeds the model's {positions} positions")
+    length = positions if max_model_len is None else max_model_len
+    if kv_room is not None and num_blocks is None:
+        if kv_room < length and max_model_len is None:
+            length = kv_room
+            log.warning(
+                "memory holds %d tokens, the model has %d positions: max_model_len is lowered",
+                kv_room,
+                positions,
+            )
+        if kv_room // BLOCK_SIZE < -(-length // BLOCK_SIZE) * max_num_seqs:
+            num_blocks = max(kv_room // BLOCK_SIZE, 1)
     try:
         return EngineConfig(
-            max_model_len=positions if max_model_len is None else max_model_len,
+            max_model_len=length,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             num_blocks=num_blocks,
@@ -101,12 +82,10 @@ def load_text_model(
     *,
     devices: str = "auto",
     dtype: str = "auto",
-    max_model_len: int | None = None,
-    max_num_seqs: int = 16,
-    max_num_batched_tokens: int = 512,
-    num_blocks: int | None = None,
     threads: int | None = None,
     name: str | None = None,
+    memory_share: float = 1.0,
+    **bounds: Unpack[Bounds],
 ) -> TextModel:
     """Load one copy of the weights per device and put an engine around each.
 
@@ -114,36 +93,24 @@ def load_text_model(
         checkpoint: opened and proven.
         devices: "auto", one device, or several separated by commas.
         dtype: of weights, activations and KV cache.
-        max_model_len, max_num_seqs, max_num_batched_tokens, num_blocks: see EngineConfig.
         threads: of torch on the CPU, for the whole process; every usable core when None.
         name: model id; the checkpoint's own when None.
+        memory_share: of the memory for all models, what this one may plan with.
+        bounds: of the engine.
 
     Raises:
         CheckpointError, DeviceError, OptionError: one line each.
     """
-    config = engine_config(
-        checkpoint,
-        max_model_len=max_model_len,
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens,
-        num_blocks=num_blocks,
-    )
-    places = [(device, resolve_dtype(dtype, device)) for device in resolve_devices(devices)]
-
+    places = [(device, resolve_dtype(dtype, device, checkpoint)) for device in resolve_devices(devices)]
+    room = kv_room(checkpoint, places, KV_SHARE * memory_share)
+    config = engine_config(checkpoint, kv_room=room, **bounds)
     torch.set_num_threads(usable_cores() if threads is None else threads)
+    bounded = _bounded(checkpoint, config.max_model_len)
+    vocab_size = min(checkpoint.config.vocab_size, checkpoint.tokenizer.vocab_size)
 
-    def make_engines(emit: Emit) -> list[Engine]:
-        vocab_size = min(checkpoint.config.vocab_size, checkpoint.tokenizer.vocab_size)
-        return [
-            Engine(
-                EagerRunner(load_model(checkpoint, device, kind), config),
-                config,
-                vocab_size,
-                emit,
-                str(device),
-            )
-            for device, kind in places
-        ]
+    def make_engine(device: torch.device, kind: torch.dtype, emit: Emit) -> Engine:
+        runner = EagerRunner(load_model(bounded, device, kind), config)
+        return Engine(runner, config, vocab_size, emit, str(device))
 
     device, kind = places[0]
     return TextModel(
@@ -154,5 +121,12 @@ def load_text_model(
         template=checkpoint.template,
         defaults=checkpoint.defaults,
         max_model_len=config.max_model_len,
-        make_engines=make_engines,
+        make_engines=lambda emit: [make_engine(*place, emit) for place in places],
     )
+
+
+def _bounded(checkpoint: Checkpoint, max_model_len: int) -> Checkpoint:
+    """Rotary positions are a table, as long as sequences can get here; learned ones are weights."""
+    if checkpoint.config.rope_theta is None:
+        return checkpoint
+    return replace(checkpoint, config=replace(checkpoint.config, num_positions=max_model_len))

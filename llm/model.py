@@ -1,4 +1,6 @@
-"""One config-driven decoder-only transformer. Everything a forward pass needs is in its arguments.
+"""One config-driven decoder-only transformer: GPT-2's family and Llama's are switches of one network.
+
+Everything a forward pass needs is in its arguments.
 
     B  rows (sequences)            H  query heads        C  width of the residual stream
     T  new tokens                  K  key/value heads    V  vocabulary
@@ -22,13 +24,18 @@ from torch import Tensor, nn
 
 from llm.config import ModelConfig
 from llm.kv import KVCache
+from llm.rope import Rotary, rotate
+
+Angles = tuple[Tensor, Tensor]
+"""Cosines and sines of the new tokens' rotary positions, each (..., 1, D/2)."""
 
 
 class Attention(nn.Module):
     """Multi-head attention; where keys and values live is the cache's affair."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
+        self.layer, self.window = layer, config.window(layer)
         self.num_heads, self.num_kv_heads, self.head_dim = (
             config.num_heads,
             config.num_kv_heads,
@@ -37,58 +44,87 @@ class Attention(nn.Module):
         q_width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.split = (q_width, kv_width, kv_width)
         self.qkv = nn.Linear(config.width, sum(self.split), bias=config.attention_bias)
+        self.q_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
+        self.k_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
         self.out = nn.Linear(q_width, config.width, bias=config.attention_out_bias)
 
-    def forward(self, x: Tensor, layer: int, cache: KVCache) -> Tensor:
+    def forward(self, x: Tensor, angles: Angles | None, cache: KVCache) -> Tensor:
         q, k, v = self.qkv(x).split(self.split, dim=-1)  # (..., H·D), (..., K·D), (..., K·D)
         q = q.unflatten(-1, (self.num_heads, self.head_dim))  # (..., H, D)
         k = k.unflatten(-1, (self.num_kv_heads, self.head_dim))  # (..., K, D)
         v = v.unflatten(-1, (self.num_kv_heads, self.head_dim))  # (..., K, D)
-        attended = cache.attend(layer, q, k, v)  # (..., H, D)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if angles is not None:
+            q, k = rotate(q, *angles), rotate(k, *angles)
+        attended = cache.attend(self.layer, q, k, v, self.window)  # (..., H, D)
         out: Tensor = self.out(attended.flatten(-2))  # (..., C)
         return out
 
 
 class FeedForward(nn.Module):
-    """Two projections around a GELU."""
+    """Two projections around a GELU, or three around a gate."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        gated = config.activation == "swiglu"
+        self.gate = nn.Linear(config.width, config.ffn_width, bias=config.ffn_bias) if gated else None
         self.up = nn.Linear(config.width, config.ffn_width, bias=config.ffn_bias)
         self.down = nn.Linear(config.ffn_width, config.width, bias=config.ffn_bias)
-        self.approximate = {"gelu": "none", "gelu_tanh": "tanh"}[config.activation]
+        self.approximate = "tanh" if config.activation == "gelu_tanh" else "none"
 
     def forward(self, x: Tensor) -> Tensor:
-        down: Tensor = self.down(F.gelu(self.up(x), approximate=self.approximate))  # (..., C)
+        if self.gate is None:
+            hidden = F.gelu(self.up(x), approximate=self.approximate)  # (..., ffn_width)
+        else:
+            hidden = F.silu(self.gate(x)) * self.up(x)  # (..., ffn_width)
+        down: Tensor = self.down(hidden)  # (..., C)
         return down
 
 
 class Block(nn.Module):
     """Pre-norm attention and feed-forward, each added to the residual stream."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(config.width, eps=config.norm_eps, bias=config.norm_bias)
-        self.attention = Attention(config)
-        self.ffn_norm = nn.LayerNorm(config.width, eps=config.norm_eps, bias=config.norm_bias)
+        self.attention_norm = make_norm(config)
+        self.attention = Attention(config, layer)
+        self.ffn_norm = make_norm(config)
         self.ffn = FeedForward(config)
 
-    def forward(self, x: Tensor, layer: int, cache: KVCache) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), layer, cache)
+    def forward(self, x: Tensor, angles: Angles | None, cache: KVCache) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), angles, cache)
         x = x + self.ffn(self.ffn_norm(x))
         return x
 
 
+def make_norm(config: ModelConfig) -> nn.LayerNorm | nn.RMSNorm:
+    """The norm over the residual stream that this network uses."""
+    if config.norm == "rms":
+        return nn.RMSNorm(config.width, eps=config.norm_eps)
+    return nn.LayerNorm(config.width, eps=config.norm_eps, bias=config.norm_bias)
+
+
+def make_embedding(num_rows: int, width: int) -> nn.Embedding:
+    """A table without first values: drawing them costs seconds of imports where nothing is stored (meta)."""
+    return nn.Embedding(num_rows, width, _weight=torch.empty(num_rows, width))
+
+
 class Decoder(nn.Module):
-    """Token and position embedding, L blocks, a final norm and a head. Names: checkpoint/names.py."""
+    """Token embedding, learned or rotary positions, L blocks, a final norm and a head.
+
+    Every checkpoint's tensors are translated into the names of these parameters.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.tokens = nn.Embedding(config.vocab_size, config.width)
-        self.positions = nn.Embedding(config.num_positions, config.width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
-        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps, bias=config.norm_bias)
+        self.tokens = make_embedding(config.vocab_size, config.width)
+        learned = config.rope_theta is None
+        self.positions = make_embedding(config.num_positions, config.width) if learned else None
+        self.rotary = None if learned else Rotary(config)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.norm = make_norm(config)
         self.head = None if config.tied_head else nn.Linear(config.width, config.vocab_size, bias=False)
 
     def forward(self, ids: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
@@ -102,9 +138,12 @@ class Decoder(nn.Module):
         Returns:
             (..., C)
         """
-        x = self.tokens(ids) + self.positions(positions)  # (..., C)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, layer, cache)
+        x = self.tokens(ids)  # (..., C)
+        if self.positions is not None:
+            x = x + self.positions(positions)  # (..., C)
+        angles = None if self.rotary is None else self.rotary(positions, x.dtype)
+        for block in self.blocks:
+            x = block(x, angles, cache)
         hidden: Tensor = self.norm(x)
         return hidden
 

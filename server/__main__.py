@@ -101,16 +101,17 @@ def _serve(settings: Settings) -> int:
     with sigterm_exits_at_once(), listen_on(settings.host, settings.port) as listener:
         loaded = load(settings)
         url = server_url(settings.host, listener.getsockname()[1])
-        log.info("%s, %s", loaded.summary, url)
-        for line in prompt_lines(loaded.model) if settings.show_prompt else ():
-            print(line, flush=True)
+        for one in loaded:
+            log.info("%s, %s", one.summary, url)
+            for line in prompt_lines(one.model) if settings.show_prompt else ():
+                print(line, flush=True)
         log.info("try: %s", curl_line(url, with_key=bool(settings.api_key)))
-        return run(settings, loaded.model, listener)
+        return run(settings, [one.model for one in loaded], listener)
 
 
-def run(settings: Settings, model: TextModel, listener: socket.socket) -> int:
-    """Serve a loaded model on a bound socket until a signal. Returns the exit status."""
-    app = create_app(settings, [model])
+def run(settings: Settings, models: Sequence[TextModel], listener: socket.socket) -> int:
+    """Serve loaded models on a bound socket until a signal. Returns the exit status."""
+    app = create_app(settings, models)
     config = uvicorn.Config(
         app,
         http="h11",  # the only one that caps headers

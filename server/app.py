@@ -31,13 +31,14 @@ def create_app(settings: Settings, models: Sequence[TextModel] | None = None) ->
 
     Args:
         settings: what the operator chose.
-        models: what to answer with; None loads the checkpoint that settings name when the app starts.
+        models: what to answer with; None loads the checkpoints that settings name when the app starts.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
         if models is None:
-            app.state.registry = Registry([(await asyncio.to_thread(load, settings)).model])
+            loaded = await asyncio.to_thread(load, settings)
+            app.state.registry = Registry([one.model for one in loaded])
         app.state.registry.start()
         try:
             yield

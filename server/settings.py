@@ -29,6 +29,9 @@ from starlette.requests import Request
 PROG = "causerie serve"
 ENV_PREFIX = "CAUSERIE_"
 
+REPEATABLE = {"api_key": "KEY", "checkpoint": "[NAME=]PATH"}
+"""Options that may be given several times, and what to write after them."""
+
 Count = Annotated[int, Field(ge=1, le=1 << 24)]
 Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
 
@@ -53,8 +56,9 @@ class Settings(BaseSettings):
         "info", description="what the HTTP server logs"
     )
 
-    checkpoint: Path | None = Field(
-        None, description="file or folder to serve; the start-up log says which is default"
+    checkpoint: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="file or folder to serve, or NAME=PATH; repeatable; the log says which is default",
     )
     n_head: Count | None = Field(
         None, description="attention heads of a bare state dict, whose shapes do not tell"
@@ -100,11 +104,18 @@ class Settings(BaseSettings):
         25.0, ge=0, le=3600, description="seconds open replies may take after SIGTERM"
     )
 
-    @field_validator("api_key", mode="before")
+    @field_validator(*REPEATABLE, mode="before")
     @classmethod
-    def _split_keys(cls, value: object) -> object:
+    def _split(cls, value: object) -> object:
         """CAUSERIE_API_KEY=a,b and `api_key: a` in YAML are as good as a list."""
         return value.split(",") if isinstance(value, str) else value
+
+    @field_validator("checkpoint")
+    @classmethod
+    def _check_checkpoints(cls, named: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(named):
+            raise ValueError("a path must not be empty")
+        return named
 
     @field_validator("api_key")
     @classmethod
@@ -202,8 +213,8 @@ def _parser() -> argparse.ArgumentParser:
         text = (field.description or "").replace("%", "%%")
         if field.annotation is bool:
             parser.add_argument(_flag(name), action=argparse.BooleanOptionalAction, help=text)
-        elif name == "api_key":
-            parser.add_argument(_flag(name), action="append", metavar="KEY", help=text)
+        elif name in REPEATABLE:
+            parser.add_argument(_flag(name), action="append", metavar=REPEATABLE[name], help=text)
         else:
             shown = "" if default is None else f" (default {default})"
             parser.add_argument(_flag(name), metavar=_metavar(field.annotation), help=text + shown)

@@ -1,4 +1,4 @@
-"""Settings → a loaded model, and the lines an operator reads while that happens.
+"""Settings → loaded models, and the lines an operator reads while that happens.
 
 Refuses to know sockets and signals. What is wrong with a checkpoint, a device or an option is one clear line
 (`llm.errors.CauserieError`), never a traceback.
@@ -17,8 +17,10 @@ from pathlib import Path
 from llm.chat.template import Message, encode_segments
 from llm.checkpoint import find_checkpoint, open_checkpoint, prove_prompts
 from llm.checkpoint.record import expected_shapes
+from llm.errors import CheckpointError, OptionError
 from llm.hardware import usable_cores
-from llm.load import load_text_model, resolve_devices, resolve_dtype
+from llm.load import load_text_model
+from llm.placement import resolve_devices, resolve_dtype
 from llm.text import TextModel
 from server.settings import Settings
 
@@ -36,18 +38,73 @@ class Loaded:
     summary: str
 
 
-def load(settings: Settings) -> Loaded:
-    """Find, open, prove and load the checkpoint that settings name, or the default one.
+@dataclass(frozen=True, slots=True)
+class Named:
+    """One --checkpoint: where it is, the id it was given, and why it is served."""
+
+    path: Path
+    name: str | None
+    reason: str
+
+
+def load(settings: Settings) -> list[Loaded]:
+    """Find, open, prove and load the checkpoints that settings name, or the default one; the first is the
+    default model.
 
     Raises:
         CauserieError: a checkpoint, device or option that cannot be served.
     """
-    named = settings.checkpoint
-    path, reason = (named, "named by --checkpoint") if named is not None else find_checkpoint(ROOT)
-    log.log(logging.WARNING if "WARNING" in reason else logging.INFO, "checkpoint %s (%s)", path, reason)
-    checkpoint = open_checkpoint(path, num_heads=settings.n_head)
+    loaded: list[Loaded] = []
+    found = find_named(settings)
+    for named in found:
+        loaded.append(_load(named, settings, 1 / len(found)))
+        names = [one.model.name for one in loaded]
+        if names.count(names[-1]) > 1:
+            raise OptionError(
+                f"--checkpoint {named.path}: another model is named {names[-1]!r} already; "
+                "write --checkpoint NAME=PATH"
+            )
+    return loaded
+
+
+def find_named(settings: Settings) -> list[Named]:
+    """The checkpoints of --checkpoint, or the default one.
+
+    Raises:
+        CheckpointError: none is named, and there is no default.
+        OptionError: one name for several checkpoints.
+    """
+    if not settings.checkpoint:
+        path, reason = find_checkpoint(ROOT)
+        return [Named(path, settings.served_model_name, reason)]
+    if len(settings.checkpoint) > 1 and settings.served_model_name is not None:
+        raise OptionError(
+            "--served-model-name names one model; with several, write --checkpoint NAME=PATH for each"
+        )
+    return [_named(text, settings.served_model_name) for text in settings.checkpoint]
+
+
+def _named(text: str, served_name: str | None) -> Named:
+    """PATH or NAME=PATH; a path that is not there may be the name of a folder in checkpoints/."""
+    name, equals, path = text.partition("=")
+    if not equals or "/" in name or not name or Path(text).exists():
+        name, path = "", text
+    found, pulled = Path(path), ROOT / "checkpoints" / path
+    if not found.exists() and not pulled.exists():
+        raise CheckpointError(
+            f"{path}: no such file or folder, here or in {pulled.parent}; `causerie pull NAME` fetches one"
+        )
+    return Named(found if found.exists() else pulled, served_name or name or None, "named by --checkpoint")
+
+
+def _load(named: Named, settings: Settings, memory_share: float) -> Loaded:
+    level = logging.WARNING if "WARNING" in named.reason else logging.INFO
+    log.log(level, "checkpoint %s (%s)", named.path, named.reason)
+    checkpoint = open_checkpoint(named.path, num_heads=settings.n_head)
     for note in checkpoint.notes:
         log.info("checkpoint: %s", note)
+    for warning in checkpoint.warnings:
+        log.warning("checkpoint: %s", warning)
     num_samples = prove_prompts(checkpoint)
     if num_samples:
         log.info("prompt proof: %d training conversations render as they were trained", num_samples)
@@ -62,16 +119,17 @@ def load(settings: Settings) -> Loaded:
         max_num_batched_tokens=settings.max_num_batched_tokens,
         num_blocks=settings.num_gpu_blocks_override,
         threads=default_threads() if settings.threads is None else settings.threads,
-        name=settings.served_model_name,
+        name=named.name,
+        memory_share=memory_share,
     )
     places = ", ".join(
-        f"{device} in {str(resolve_dtype(settings.dtype, device)).removeprefix('torch.')}"
+        f"{device} in {str(resolve_dtype(settings.dtype, device, checkpoint)).removeprefix('torch.')}"
         for device in resolve_devices(settings.device)
     )
     num_parameters = sum(math.prod(shape) for shape in expected_shapes(checkpoint.config).values())
     summary = (
-        f"model {model.name}: {checkpoint.kind} {checkpoint.path}, {num_parameters / 1e6:.1f}M parameters "
-        f"on {places}, max_model_len {model.max_model_len}"
+        f"model {model.name}: {checkpoint.kind} {checkpoint.path} ({checkpoint.architecture}), "
+        f"{num_parameters / 1e6:.1f}M parameters on {places}, max_model_len {model.max_model_len}"
     )
     return Loaded(model, summary)
 

@@ -21,6 +21,14 @@ from llm.runner.eager import EagerRunner
 from llm.sequence import FinishReason, Sequence, TokenEvent
 from tests.fakes import tiny_model, tiny_text_model
 
+LLAMA = {
+    "norm": "rms",
+    "activation": "swiglu",
+    "rope_theta": 10000.0,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "tied_head": False,
+}
 SHAPES = {
     "course": {"tied_head": False},
     "gpt2": {
@@ -31,6 +39,9 @@ SHAPES = {
         "tied_head": True,
     },
     "grouped queries": {"num_heads": 4, "num_kv_heads": 2},
+    "llama": LLAMA,
+    "qwen3": LLAMA | {"head_size": 12, "qk_norm": True, "rope_factors": (1.0, 1.0, 1.5, 2.0, 4.0, 8.0)},
+    "mistral": LLAMA | {"sliding_window": 7, "num_full_layers": 1, "attention_bias": True},
 }
 MODELS = {name: tiny_model(dtype=torch.float64, **shape) for name, shape in SHAPES.items()}
 

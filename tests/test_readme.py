@@ -31,7 +31,8 @@ def test_the_file_tree_is_the_file_tree() -> None:
 
 
 def is_ours(path: Path) -> bool:
-    return not path.name.startswith(("__", ".")) and path.name != "node_modules"
+    pulled = (path / "pulled.json").exists()
+    return not path.name.startswith(("__", ".")) and path.name != "node_modules" and not pulled
 
 
 def test_every_make_target_it_names_exists() -> None:

@@ -15,7 +15,7 @@ checkpoint).
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -35,19 +35,43 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A stretch of rendered text; `trained` marks what the model is taught to write itself."""
+    """A stretch of rendered text.
+
+    Attributes:
+        text: as written into the prompt.
+        trained: the model is taught to write it itself.
+        control: the text is the spelling of one control token, and becomes that token. Nothing else does.
+    """
 
     text: str
     trained: bool = False
+    control: bool = False
 
 
 class ChatTemplate(Protocol):
     """How one family of checkpoints writes a conversation."""
 
     name: str
+    default_system: str | None
 
-    def render(self, messages: Sequence[Message], *, generate: bool = True) -> list[Segment]:
-        """Segments of a conversation, ending where the model's reply begins when `generate`."""
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        generate: bool = True,
+        tools: Sequence[Mapping[str, object]] = (),
+        options: Mapping[str, object] | None = None,
+    ) -> list[Segment]:
+        """Segments of a conversation.
+
+        Args:
+            generate: end where the model's reply begins.
+            tools: functions the model may call, as OpenAI's API describes them.
+            options: what else a template may be told, such as enable_thinking.
+
+        Raises:
+            RequestError: the template refuses this conversation, or does not know an option.
+        """
 
 
 class PlainTemplate:
@@ -58,17 +82,32 @@ class PlainTemplate:
         Assistant: A piece of text.
 
     Line breaks inside a message become spaces, so a message can never speak as another role.
+
+    Args:
+        default_system: system line of a conversation that brings none.
+        begin: spelling of the control token that every sequence begins with, if the model has one.
     """
 
     name = "plain"
+    stops = ("\nUser:", "\nSystem:", "\n")
+    """Stop strings that end a reply in this format."""
 
-    def __init__(self, default_system: str | None = None) -> None:
+    def __init__(self, default_system: str | None = None, begin: str | None = None) -> None:
         self.default_system = default_system
+        self._begin = [] if begin is None else [Segment(begin, control=True)]
 
-    def render(self, messages: Sequence[Message], *, generate: bool = True) -> list[Segment]:
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        generate: bool = True,
+        tools: Sequence[Mapping[str, object]] = (),
+        options: Mapping[str, object] | None = None,
+    ) -> list[Segment]:
+        refuse_options(self.name, tools, options)
         if self.default_system is not None and not any(m.role == "system" for m in messages):
             messages = [Message("system", self.default_system), *messages]
-        segments: list[Segment] = []
+        segments = list(self._begin)
         for message in messages:
             line = " ".join(message.content.splitlines()).strip()
             if message.role == "assistant":
@@ -82,6 +121,21 @@ class PlainTemplate:
     def text(self, messages: Sequence[Message], *, generate: bool = True) -> str:
         """The rendered conversation as one string, for people to read."""
         return "".join(segment.text for segment in self.render(messages, generate=generate))
+
+
+def refuse_options(
+    name: str, tools: Sequence[Mapping[str, object]], options: Mapping[str, object] | None
+) -> None:
+    """For a template that knows neither tools nor options.
+
+    Raises:
+        RequestError: either is given.
+    """
+    if tools:
+        raise RequestError(f"this model's chat template ({name}) knows no tools", param="tools")
+    if options:
+        option = f"chat_template_kwargs.{next(iter(options))}"
+        raise RequestError(f"{option}: this model's chat template ({name}) knows no options", param=option)
 
 
 def get_template(name: str, default_system: str | None = None) -> PlainTemplate:
@@ -100,19 +154,36 @@ def encode_segments(tokenizer: Tokenizer, segments: Sequence[Segment]) -> tuple[
     ids: list[int] = []
     trained: list[bool] = []
     for segment in segments:
-        encoded = tokenizer.encode(segment.text)
+        if segment.control:
+            encoded = [tokenizer.control[segment.text]]
+        else:
+            encoded = tokenizer.encode(segment.text, continued=bool(ids))
         ids += encoded
         trained += [segment.trained] * len(encoded)
     return ids, trained
 
 
-def encode_prompt(tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message]) -> list[int]:
+def encode_prompt(
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    options: Mapping[str, object] | None = None,
+) -> list[int]:
     """Ids after which the model's reply begins."""
-    return encode_segments(tokenizer, template.render(messages))[0]
+    return encode_segments(tokenizer, template.render(messages, options=options))[0]
+
+
+def text_bytes(segments: Sequence[Segment]) -> int:
+    """UTF-8 bytes of the ordinary text: it has at least one token for every `longest_token` of them."""
+    return sum(len(segment.text.encode("utf-8", "replace")) for segment in segments if not segment.control)
 
 
 def drop_oldest(
-    tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message], room: int
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    room: int,
+    options: Mapping[str, object] | None = None,
 ) -> tuple[list[int], int]:
     """Drop the oldest turns, never a system message and never the last message, until the prompt fits `room`
     ids.
@@ -121,11 +192,15 @@ def drop_oldest(
     The cut is found by bisection, so 1,024 messages are encoded about ten times, not a thousand, and what has
     more bytes than `room` tokens can hold is not encoded at all.
 
+    Args:
+        options: the template's.
+
     Returns:
         The prompt's ids and the number of messages dropped.
 
     Raises:
-        RequestError: system messages and the last message alone are already too long.
+        RequestError: system messages and the last message alone are already too long, or the template refuses
+            the conversation.
     """
 
     def without(first_kept: int) -> list[Message]:
@@ -133,9 +208,8 @@ def drop_oldest(
 
     def num_tokens(first_kept: int) -> int:
         """Exact up to `room`, at least a lower bound beyond."""
-        segments = template.render(without(first_kept))
-        num_bytes = sum(len(segment.text.encode("utf-8", "replace")) for segment in segments)
-        least = -(-num_bytes // tokenizer.longest_token)
+        segments = template.render(without(first_kept), options=options)
+        least = -(-text_bytes(segments) // tokenizer.longest_token)
         return least if least > room else len(encode_segments(tokenizer, segments)[0])
 
     last = len(messages) - 1
@@ -149,4 +223,4 @@ def drop_oldest(
             code="context_length_exceeded",
         )
     kept = without(starts[cut])
-    return encode_prompt(tokenizer, template, kept), len(messages) - len(kept)
+    return encode_prompt(tokenizer, template, kept, options), len(messages) - len(kept)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import NoReturn
 
@@ -49,8 +50,8 @@ def parse_object(data: bytes | str, where: str) -> dict[str, object]:
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} is given twice")
+        (key, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"key {key[:64]!r} is given twice")
     return result
 
 
@@ -76,6 +77,10 @@ class Fields:
     def __contains__(self, name: str) -> bool:
         """Whether the field is there, not yet taken, and not null."""
         return self._left.get(name) is not None
+
+    def says(self, name: str) -> bool:
+        """Whether the field is there and not yet taken, null included."""
+        return name in self._left
 
     def take(self, name: str) -> object:
         """The field's value, whatever it is."""
@@ -103,6 +108,16 @@ class Fields:
             self._wrong(name, f"a number from {low:g} to {high:g}", value)
         assert math.isfinite(value)
         return float(value)
+
+    def numbers(self, name: str, low: float, high: float) -> tuple[float, ...]:
+        """A list of numbers."""
+        items = {f"{name}[{i}]": item for i, item in enumerate(self.items(name))}
+        inner = Fields(items, self.where)
+        return tuple(inner.number(item, low, high) for item in items)
+
+    def skip(self, name: str) -> None:
+        """Take the field if it is there, whatever it says."""
+        self._left.pop(name, None)
 
     def items(self, name: str) -> list[object]:
         value = self.take(name)

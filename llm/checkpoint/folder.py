@@ -2,9 +2,12 @@
 
     config.json             {"format": "causerie", "version": 1, "template": "plain",
                              "tokenizer": {"file": "tokenizer.tiktoken", "encoding": "gpt2"},
-                             "model": {every field of ModelConfig}}
-    model.safetensors       parameters under the Decoder's own names, F16, BF16 or F32; a tied head once
-    tokenizer.tiktoken      absent when config.json says {"encoding": "bytes"}
+                             "model": {fields of ModelConfig; those with a default may be left out}}
+                            template is "plain", "chatml" or "jinja", which is in chat_template.jinja;
+                            tokenizer may be {"file": "tokenizer.json", "encoding": "json"} or
+                            {"encoding": "bytes"}
+    model.safetensors       parameters under the Decoder's own names, F16, BF16, F32 or F64; a tied head once
+    tokenizer.tiktoken      the vocabulary; beside a tokenizer.json, tokenizer_config.json may say its roles
     generation_config.json  sampling policy under Hugging Face's names, and default_system
     samples.jsonl           training conversations for the prompt proof
     README.md               the model card
@@ -22,38 +25,47 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, fields
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llm.chat.template import PlainTemplate, get_template
+from llm.chat.chatml import END, ChatMLTemplate
+from llm.chat.template import ChatTemplate, get_template
+from llm.checkpoint.dialogue import read_dialogue
 from llm.checkpoint.fields import MAX_JSON_BYTES, Fields, parse_object, read_bytes
+from llm.checkpoint.hf.tokenizer import read_settings, read_text, spelling
 from llm.checkpoint.policy import dump_defaults, read_defaults
 from llm.checkpoint.record import (
     Checkpoint,
     Sample,
+    architecture_of,
+    count_types,
     expected_shapes,
     file_digest,
-    one_line,
     some,
     vocabulary_notes,
+)
+from llm.checkpoint.safetensors import (
+    READABLE,
+    TensorHeader,
+    read_header,
+    read_tensors,
+    refuse_type,
+    stored_types,
 )
 from llm.checkpoint.samples import dump_samples, read_samples
 from llm.config import MAX_DIMENSION, GenerationDefaults, ModelConfig
 from llm.errors import CheckpointError
 from llm.model import Decoder
 from llm.tokenizer import ByteTokenizer, TiktokenTokenizer, Tokenizer, load_tiktoken
+from llm.tokenizer.json import load_tokenizer_json
 
 FORMAT, VERSION = "causerie", 1
 MAX_TOKENIZER_BYTES = 64 << 20
-_DTYPES = ("F16", "BF16", "F32")
 
 
 def open_folder(path: Path) -> Checkpoint:
@@ -72,20 +84,23 @@ def open_folder(path: Path) -> Checkpoint:
             f"{path}: the tokenizer has {tokenizer.vocab_size} ids, vocab_size is only {config.vocab_size}"
         )
     weights = path / "model.safetensors"
-    _check_header(weights, config)
+    headers = _check_header(weights, config)
     defaults, notes = read_defaults(path / "generation_config.json")
+    template, defaults = _conversation(path, template_name, tokenizer, defaults)
     return Checkpoint(
         path=path,
         name=path.resolve().name,
         kind="folder",
+        architecture=architecture_of(config),
         config=config,
-        template=_template(path, template_name, defaults),
+        template=template,
         tokenizer=tokenizer,
         defaults=defaults,
         samples=_open_samples(path / "samples.jsonl", tokenizer),
         notes=notes + vocabulary_notes(tokenizer, config),
         digest=file_digest(weights),
-        read=lambda: _read_weights(weights),
+        stored=count_types(stored_types(headers.values())),
+        read=lambda: read_tensors(weights, headers),
     )
 
 
@@ -94,10 +109,6 @@ def _config_json(path: Path) -> Fields:
     if not where.is_file():
         raise CheckpointError(f"{path}: a folder without config.json is no checkpoint we can read")
     values = parse_object(read_bytes(where, MAX_JSON_BYTES), str(where))
-    if "format" not in values and ("model_type" in values or "architectures" in values):
-        raise CheckpointError(
-            f"{path}: a Hugging Face folder (config.json has model_type): not yet supported"
-        )
     top = Fields(values, str(where))
     if (name := top.text("format")) != FORMAT:
         top.refuse(f"format must be {FORMAT!r}, got {name[:64]!r}")
@@ -107,14 +118,19 @@ def _config_json(path: Path) -> Fields:
 
 
 def _model_config(model: Fields) -> ModelConfig:
-    """Every field of ModelConfig, none left out, none beyond."""
-    readers = {
-        "int": lambda name: model.whole(name, 1, MAX_DIMENSION),
+    """Fields of ModelConfig, none beyond; one that has a default may be left out or null."""
+    readers: dict[str, Callable[[str], object]] = {
+        "int": lambda name: model.whole(name, 0 if name == "num_full_layers" else 1, MAX_DIMENSION),
         "bool": model.boolean,
-        "float": lambda name: model.number(name, 1e-12, 1.0),
-        "Activation": model.text,
+        "float": lambda name: model.number(name, 1e-12, 1e12),
+        "tuple[float, ...]": lambda name: model.numbers(name, 1e-12, 1e12),
     }
-    values = {f.name: readers[str(f.type)](f.name) for f in fields(ModelConfig)}
+    values = {}
+    for f in fields(ModelConfig):
+        if f.default is not MISSING and f.name not in model:
+            model.skip(f.name)
+        else:
+            values[f.name] = readers.get(str(f.type).removesuffix(" | None"), model.text)(f.name)
     model.done()
     try:
         return ModelConfig(**values)  # type: ignore[arg-type]
@@ -136,63 +152,64 @@ def _open_tokenizer(path: Path, spec: Fields) -> Tokenizer:
         spec.refuse(f"file {name[:64]!r} is not there")
     if file.stat().st_size > MAX_TOKENIZER_BYTES:
         spec.refuse(f"file {name[:64]!r} is larger than the limit of {MAX_TOKENIZER_BYTES} bytes")
+    if encoding == "json":
+        return load_tokenizer_json(file, config=read_settings(path))[0]
     return load_tiktoken(file, encoding)
 
 
-def _template(path: Path, name: str, defaults: GenerationDefaults) -> PlainTemplate:
-    try:
-        return get_template(name[:64], defaults.default_system)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+def _conversation(
+    path: Path, name: str, tokenizer: Tokenizer, defaults: GenerationDefaults
+) -> tuple[ChatTemplate, GenerationDefaults]:
+    """The template of that name, and the policy with what ends a reply in it."""
+    system = defaults.default_system
+    if name == "jinja":
+        file, settings = path / "chat_template.jinja", read_settings(path)
+        dialogue = read_dialogue(
+            str(path),
+            read_text(file),
+            tokenizer,
+            bos_token=spelling(settings, "bos_token"),
+            eos_token=spelling(settings, "eos_token"),
+            default_system=system,
+        )
+        template: ChatTemplate = dialogue.template
+        stop, ends = dialogue.stop, dialogue.stop_token_ids
+    elif name == ChatMLTemplate.name:
+        template = chatml = ChatMLTemplate(system, tokenizer.control)
+        stop, ends = chatml.stops, frozenset({tokenizer.control[END]} if END in tokenizer.control else ())
+    else:
+        try:
+            return get_template(name[:64], system), defaults
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}, chatml, jinja") from None
+    ends = ends | defaults.stop_token_ids
+    return template, replace(defaults, stop=defaults.stop or stop, stop_token_ids=ends)
 
 
 def _open_samples(path: Path, tokenizer: Tokenizer) -> list[Sample]:
     return read_samples(path, tokenizer.vocab_size) if path.exists() else []
 
 
-def _check_header(path: Path, config: ModelConfig) -> None:
+def _check_header(path: Path, config: ModelConfig) -> dict[str, TensorHeader]:
     """Compare names, shapes and types in the file's header with the configuration. Reads no weight."""
-    with _opened(path) as (file, names):
-        if config.num_layers > len(names):
+    headers = read_header(path)
+    if config.num_layers > len(headers):
+        raise CheckpointError(
+            f"{path}: num_layers is {config.num_layers}, the file has only {len(headers)} tensors"
+        )
+    shapes = expected_shapes(config)
+    if missing := [name for name in shapes if name not in headers]:
+        raise CheckpointError(f"{path}: missing {some(missing)}")
+    if extra := [name for name in headers if name not in shapes]:
+        raise CheckpointError(f"{path}: unexpected {some(extra)}")
+    for name, shape in shapes.items():
+        if headers[name].shape != shape:
             raise CheckpointError(
-                f"{path}: num_layers is {config.num_layers}, the file has only {len(names)} tensors"
+                f"{path}: {name} has shape {list(headers[name].shape)}, config.json says {list(shape)}"
             )
-        shapes = expected_shapes(config)
-        if missing := [name for name in shapes if name not in names]:
-            raise CheckpointError(f"{path}: missing {some(missing)}")
-        if extra := [name for name in names if name not in shapes]:
-            raise CheckpointError(f"{path}: unexpected {some(extra)}")
-        for name, shape in shapes.items():
-            view = file.get_slice(name)
-            if tuple(view.get_shape()) != shape:
-                raise CheckpointError(
-                    f"{path}: {name} has shape {view.get_shape()}, config.json says {list(shape)}"
-                )
-            if view.get_dtype() not in _DTYPES:
-                raise CheckpointError(
-                    f"{path}: {name} has type {view.get_dtype()}, readable are {', '.join(_DTYPES)}"
-                )
-
-
-def _read_weights(path: Path) -> Iterator[tuple[str, Tensor]]:
-    with _opened(path) as (file, names):
-        for name in names:
-            yield name, file.get_tensor(name)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, list[str]]]:
-    """The memory-mapped file and its tensors' names; what safetensors refuses becomes our error.
-
-    The handle is Any: safetensors ships no types for it.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file, list(file.keys())
-    except (SafetensorError, OSError, RuntimeError, MemoryError) as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file: {one_line(error)}") from None
+        if headers[name].dtype not in READABLE:
+            raise refuse_type(path, name, headers[name].dtype)
+    return headers
 
 
 def save_folder(

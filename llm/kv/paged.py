@@ -21,6 +21,7 @@ from torch import Tensor
 from llm.config import EngineConfig, ModelConfig
 from llm.errors import OptionError
 from llm.hardware import usable_memory
+from llm.kv.concat import seen_mask
 
 
 class PagedKV:
@@ -98,18 +99,18 @@ class PagedStep:
                 tables[: self._num_decodes], [start + 1 for start in starts[: self._num_decodes]]
             )
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
         """See KVCache. q (T, H, D), k and v (T, K, D) → (T, H, D)."""
         keys, values = self._kv.pool[layer].unbind()  # each (N, P, K, D)
         keys.flatten(0, 1)[self._slots] = k
         values.flatten(0, 1)[self._slots] = v
         out = torch.empty_like(q)
         if self._num_decodes:
-            out[: self._num_decodes] = self._decode(q[: self._num_decodes], keys, values)
+            out[: self._num_decodes] = self._decode(q[: self._num_decodes], keys, values, window)
         row = self._num_decodes
         for blocks, start, length in self._prefills:
             chunk = slice(row, row + length)
-            out[chunk] = self._prefill(q[chunk], keys, values, blocks, start)
+            out[chunk] = self._prefill(q[chunk], keys, values, blocks, start, window)
             row += length
         return out
 
@@ -137,28 +138,40 @@ class PagedStep:
         width = max(-(-n // self._kv.block_size) for n in num_tokens)
         padded = [(table + [table[0]] * width)[:width] for table in tables]
         self._tables = torch.tensor(padded, device=self._kv.device)  # (B, blocks)
-        ends = torch.tensor(num_tokens, device=self._kv.device)[:, None]  # (B, 1)
-        seen = torch.arange(width * self._kv.block_size, device=self._kv.device) < ends  # (B, S)
-        self._mask = seen[:, None, None] if len(set(num_tokens)) > 1 or not bool(seen.all()) else None
+        self._ends = torch.tensor(num_tokens, device=self._kv.device)[:, None]  # (B, 1)
+        self._tokens = torch.arange(width * self._kv.block_size, device=self._kv.device)  # (S,)
+        self._longest = max(num_tokens)
+        ragged = min(num_tokens) < len(self._tokens)
+        self._mask = (self._tokens < self._ends)[:, None, None] if ragged else None  # (B, 1, 1, S)
 
-    def _decode(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def _decode_mask(self, window: int | None) -> Tensor | None:
+        """Tokens that each decoder sees, (B, 1, 1, S), or None for all."""
+        if window is None or window >= self._longest:
+            return self._mask
+        seen = (self._tokens < self._ends) & (self._tokens >= self._ends - window)  # (B, S)
+        return seen[:, None, None]
+
+    def _decode(self, q: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
         """One query per sequence: q (B, H, D), keys and values (N, P, K, D) → (B, H, D)."""
         k = keys[self._tables].flatten(1, 2).transpose(1, 2)  # (B, K, S, D)
         v = values[self._tables].flatten(1, 2).transpose(1, 2)  # (B, K, S, D)
         grouped = q.shape[1] != k.shape[1]
-        out = F.scaled_dot_product_attention(q[:, :, None], k, v, attn_mask=self._mask, enable_gqa=grouped)
+        mask = self._decode_mask(window)
+        out = F.scaled_dot_product_attention(q[:, :, None], k, v, attn_mask=mask, enable_gqa=grouped)
         return out[:, :, 0]
 
-    def _prefill(self, q: Tensor, keys: Tensor, values: Tensor, blocks: Tensor, start: int) -> Tensor:
+    def _prefill(
+        self, q: Tensor, keys: Tensor, values: Tensor, blocks: Tensor, start: int, window: int | None
+    ) -> Tensor:
         """A chunk of one prompt: q (T, H, D), its tokens start..start+T-1 → (T, H, D)."""
         end = start + q.shape[0]
         k = keys[blocks].flatten(0, 1)[:end].transpose(0, 1)[None]  # (1, K, S+T, D)
         v = values[blocks].flatten(0, 1)[:end].transpose(0, 1)[None]  # (1, K, S+T, D)
         grouped = q.shape[1] != k.shape[1]
         query = q.transpose(0, 1)[None]  # (1, H, T, D)
-        if start == 0:
+        if start == 0 and (window is None or window >= end):
             out = F.scaled_dot_product_attention(query, k, v, is_causal=True, enable_gqa=grouped)
         else:
-            seen = torch.ones(q.shape[0], end, dtype=torch.bool, device=q.device).tril(start)  # (T, S+T)
+            seen = seen_mask(q.shape[0], end, window, q.device)  # (T, S+T)
             out = F.scaled_dot_product_attention(query, k, v, attn_mask=seen, enable_gqa=grouped)
         return out[0].transpose(0, 1)  # (T, H, D)

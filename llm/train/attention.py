@@ -18,10 +18,10 @@ LONGEST = 256
 class WrittenOut:
     """A cache that keeps nothing and attends by two matrix products and a softmax."""
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
         length = q.shape[1]
-        if length > LONGEST or q.shape[2] != k.shape[2]:
-            return causal_attention(q, k, v)
+        if length > LONGEST or q.shape[2] != k.shape[2] or window is not None:
+            return causal_attention(q, k, v, window)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
         future = torch.full((length, length), -torch.inf, device=q.device).triu(1)  # (T, T)
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, H, T, T)

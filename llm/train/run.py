@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 
-from llm.chat.template import PlainTemplate, get_template
+from llm.chat.template import ChatTemplate, get_template
 from llm.checkpoint import Sample, load_model, open_checkpoint, save_folder
 from llm.config import COURSE_DEFAULTS, GenerationDefaults, ModelConfig
 from llm.errors import DataError, OptionError
-from llm.load import resolve_devices
 from llm.model import Decoder, init_weights
+from llm.placement import resolve_devices
 from llm.tokenizer import ByteTokenizer, Tokenizer, load_tiktoken
 from llm.train import options as flags
 from llm.train.data import Batch, Batches, Ids
@@ -29,6 +29,7 @@ from llm.train.report import Report
 from llm.train.vocabulary import SharedRows
 
 INTERRUPTED = 130
+TRAINABLE = ("folder", "state dict")
 TOKENIZER = Path("checkpoints/causette/tokenizer.tiktoken")
 
 
@@ -38,7 +39,7 @@ class Start:
 
     model: Decoder
     tokenizer: Tokenizer
-    template: PlainTemplate
+    template: ChatTemplate
     defaults: GenerationDefaults
 
 
@@ -59,6 +60,11 @@ def start(options: argparse.Namespace) -> Start:
         name = given[0].replace("_", "-") if given else "untied"
         raise OptionError(f"--{name}: --init brings shape and tokenizer, leave it out")
     checkpoint = open_checkpoint(options.init)
+    if checkpoint.template.name != "plain" or checkpoint.kind not in TRAINABLE:
+        raise OptionError(
+            f"--init {options.init}: training goes on from a {' or a '.join(TRAINABLE)} with the plain "
+            f"template, not from a {checkpoint.kind} with {checkpoint.template.name}"
+        )
     model = load_model(checkpoint, torch.device("cpu"), torch.float32).requires_grad_(True)
     return Start(model, checkpoint.tokenizer, checkpoint.template, checkpoint.defaults)
 

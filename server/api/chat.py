@@ -21,7 +21,13 @@ from starlette.responses import JSONResponse, Response
 from llm.sequence import FinishReason
 from llm.text import TextDelta
 from server.api.chat_stream import ReplyHead, chunks, usage
-from server.api.conversation import UNBUILT_MESSAGE, Messages, build_prompt, to_messages
+from server.api.conversation import (
+    UNBUILT_MESSAGE,
+    Messages,
+    TemplateOptions,
+    build_prompt,
+    to_messages,
+)
 from server.api.fields import Neutral, Schema, describe, ignored, parse, refuse_unbuilt, report
 from server.api.sampling import SamplingFields, TokenLimit, limit_tokens, to_drawing
 from server.body import read_object
@@ -48,6 +54,7 @@ class ChatRequest(SamplingFields):
     stream_options: StreamOptions | None = None
     max_completion_tokens: TokenLimit = None
     truncation: Literal["error", "drop_oldest"] | None = None
+    chat_template_kwargs: TemplateOptions = None
     user: Annotated[str, Field(max_length=1024)] | None = None
 
 
@@ -112,7 +119,13 @@ async def chat_completions(request: Request) -> Response:
     wanted = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
     limit = limit_tokens(wanted, model.defaults, settings.default_max_tokens)
     drop = asked.truncation == "drop_oldest"
-    prompt = await build_prompt(model, to_messages(asked.messages), max_tokens=limit, drop=drop)
+    prompt = await build_prompt(
+        model,
+        to_messages(asked.messages),
+        max_tokens=limit,
+        drop=drop,
+        options=asked.chat_template_kwargs,
+    )
     drawing = to_drawing(asked, model, model.check_room(len(prompt.ids), limit))
     headers |= drawing.headers | prompt.headers
     head = ReplyHead.of(model)

@@ -12,13 +12,14 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Discriminator, Field, Tag
 
-from llm.chat.template import Message, Role, Segment, drop_oldest, encode_segments
+from llm.chat.template import Message, Role, Segment, drop_oldest, encode_segments, text_bytes
 from llm.errors import RequestError
 from llm.text import TextModel
 from server.api.fields import Neutral, Schema, refuse_unbuilt
 from server.errors import invalid
 
 MAX_MESSAGES = 1024
+MAX_OPTIONS = 16
 IN_THREAD_BYTES = 16 << 10
 TRUNCATED_HEADER = "x-truncated-messages"
 
@@ -57,6 +58,8 @@ class ChatMessage(Schema):
 
 
 Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+TemplateOptions = Annotated[dict[str, Any], Field(max_length=MAX_OPTIONS)] | None
+"""`chat_template_kwargs`: the template says which it knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,25 +100,31 @@ def _text(content: str | list[TextPart] | None) -> str:
 
 async def encode(model: TextModel, segments: list[Segment]) -> list[int]:
     """Token ids of a rendered conversation of any length."""
-    return await _run(num_bytes(segments), lambda: encode_segments(model.tokenizer, segments)[0])
+    return await _run(text_bytes(segments), lambda: encode_segments(model.tokenizer, segments)[0])
 
 
 async def build_prompt(
-    model: TextModel, messages: list[Message], *, max_tokens: int | None, drop: bool
+    model: TextModel,
+    messages: list[Message],
+    *,
+    max_tokens: int | None,
+    drop: bool,
+    options: TemplateOptions = None,
 ) -> Prompt:
     """The prompt of a conversation.
 
     Args:
+        options: what else the request tells the template.
         max_tokens: new tokens wanted; `drop` makes room for them, up to half of the context.
         drop: leave out the oldest turns instead of refusing a conversation that is too long.
 
     Raises:
-        RequestError: longer than the model's context.
+        RequestError: longer than the model's context, or refused by the model's template.
     """
-    segments = model.template.render(messages)
-    size = num_bytes(segments)
+    segments = model.template.render(messages, options=options)
+    size = text_bytes(segments)
     if drop:
-        return await _run(size, lambda: _fit(model, messages, max_tokens))
+        return await _run(size, lambda: _fit(model, messages, max_tokens, options))
     if size > model.max_prompt_bytes:
         raise RequestError(
             f"the prompt is {size} bytes long; this model's context of {model.max_model_len} tokens "
@@ -126,19 +135,20 @@ async def build_prompt(
     return Prompt(await encode(model, segments))
 
 
-def _fit(model: TextModel, messages: list[Message], max_tokens: int | None) -> Prompt:
+def _fit(
+    model: TextModel, messages: list[Message], max_tokens: int | None, options: TemplateOptions
+) -> Prompt:
     """Room for the reply if possible; when the last message leaves less, what it leaves."""
     half = model.max_model_len // 2
     reply = half if max_tokens is None else min(max_tokens, half)
+
+    def fit(room: int) -> Prompt:
+        return Prompt(*drop_oldest(model.tokenizer, model.template, messages, room, options))
+
     try:
-        return Prompt(*drop_oldest(model.tokenizer, model.template, messages, model.max_model_len - reply))
+        return fit(model.max_model_len - reply)
     except RequestError:
-        return Prompt(*drop_oldest(model.tokenizer, model.template, messages, model.max_model_len - 1))
-
-
-def num_bytes(segments: Sequence[Segment]) -> int:
-    """UTF-8 bytes of a rendered conversation."""
-    return sum(len(segment.text.encode()) for segment in segments)
+        return fit(model.max_model_len - 1)
 
 
 async def _run(size: int, work: Callable[[], T]) -> T:

@@ -107,6 +107,7 @@ def to_drawing(fields: SamplingFields, model: TextModel, max_tokens: int) -> Dra
         ApiError: top_k beyond the vocabulary.
     """
     defaults, end = model.defaults, model.tokenizer.end_of_text
+    ends = defaults.stop_token_ids | (frozenset() if end is None else {end})
     top_k = defaults.top_k if fields.top_k is None else max(0, fields.top_k)
     if top_k > model.tokenizer.vocab_size:
         raise invalid(
@@ -121,6 +122,6 @@ def to_drawing(fields: SamplingFields, model: TextModel, max_tokens: int) -> Dra
         top_p=defaults.top_p if fields.top_p is None else fields.top_p,
         seed=secrets.randbits(MADE_SEED_BITS) if fields.seed is None else fields.seed,
         stop=tuple(dict.fromkeys((*own_stops, *(fields.stop or ())))),
-        stop_token_ids=frozenset() if end is None or until_asked else frozenset({end}),
+        stop_token_ids=frozenset() if until_asked else ends,
     )
     return Drawing(params, 1 if fields.n is None else fields.n)

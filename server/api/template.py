@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from server.api.conversation import Messages, encode, to_messages
+from server.api.conversation import Messages, TemplateOptions, encode, to_messages
 from server.api.fields import Schema, describe, ignored, parse, report
 from server.body import read_object
 from server.registry import registry_of
@@ -24,6 +24,7 @@ class TemplateRequest(Schema):
 
     messages: Messages
     model: str | None = None
+    chat_template_kwargs: TemplateOptions = None
 
 
 @router.post("/apply-template", openapi_extra=describe(TemplateRequest))
@@ -33,6 +34,6 @@ async def apply_template(request: Request) -> JSONResponse:
     asked = parse(TemplateRequest, await read_object(request, settings.max_body_bytes))
     headers = report(ignored(asked, {}), strict=settings.strict)
     model = registry_of(request).get(asked.model)
-    segments = model.template.render(to_messages(asked.messages))
+    segments = model.template.render(to_messages(asked.messages), options=asked.chat_template_kwargs)
     prompt = "".join(segment.text for segment in segments)
     return JSONResponse({"prompt": prompt, "token_ids": await encode(model, segments)}, headers=headers)

@@ -13,12 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from llm.chat.template import Message
 from llm.checkpoint import load_model, open_checkpoint, save_folder
 from llm.config import COURSE_DEFAULTS, GenerationDefaults
 from llm.errors import CheckpointError
 from llm.kv.concat import NoCache
 from llm.model import Decoder
 from llm.tokenizer import ByteTokenizer, load_tiktoken
+from llm.tokenizer.byte_level import ALPHABET
 from tests.fakes import tiny_model
 
 CPU = torch.device("cpu")
@@ -134,7 +136,9 @@ def test_an_absent_policy_is_openais_and_an_unknown_field_is_reported(folder: Pa
         (lambda v: v.update(model=[]), "model must be an object"),
         (lambda v: v.update(version=2), "version 2 is newer"),
         (lambda v: v.update(format="other"), "format must be 'causerie'"),
-        (lambda v: v.update(template="chatml"), "unknown chat template 'chatml'"),
+        (lambda v: v.update(template="other"), "unknown chat template 'other', known: plain, chatml, jinja"),
+        (lambda v: v.update(template="jinja"), "chat_template.jinja: no such file"),
+        (lambda v: v.update(tokenizer={"encoding": "json", "file": "t"}), "file 't' is not there"),
         (lambda v: v.pop("template"), "template is missing"),
         (lambda v: v.update(tokenizer={"encoding": "gpt2"}), "tokenizer: file is missing"),
         (lambda v: v.update(tokenizer={"encoding": "bytes", "file": "x"}), "tokenizer: unknown field 'file'"),
@@ -142,7 +146,7 @@ def test_an_absent_policy_is_openais_and_an_unknown_field_is_reported(folder: Pa
         (lambda v: v.update(tokenizer={"encoding": "gpt2", "file": "../t"}), "inside the folder"),
         (lambda v: v.update(tokenizer={"encoding": "gpt2", "file": "/etc/passwd"}), "inside the folder"),
         (lambda v: v.update(tokenizer={"encoding": "gpt2", "file": ".."}), "inside the folder"),
-        (lambda v: (v.clear(), v.update(model_type="gpt2")), "a Hugging Face folder"),
+        (lambda v: (v.clear(), v.update(model_type="gpt2")), "config.json: n_embd is missing"),
     ],
 )
 def test_a_config_that_lies_is_refused(folder: Path, change: Callable[[dict], object], said: str) -> None:  # type: ignore[type-arg]
@@ -194,7 +198,7 @@ def test_a_folder_without_its_parts_is_refused(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     assert "model.safetensors: no such file" in refusal(folder)
     (folder / "config.json").unlink()
-    assert "without config.json" in refusal(folder)
+    assert "no checkpoint in this folder: looked for config.json" in refusal(folder)
 
 
 @pytest.mark.parametrize(
@@ -258,10 +262,57 @@ def test_a_file_swapped_after_opening_is_refused(folder: Path) -> None:
 
 
 def test_every_config_field_is_in_the_file(folder: Path) -> None:
-    assert json.loads((folder / "config.json").read_text())["model"] == asdict(tiny_model().config)
+    written = json.loads((folder / "config.json").read_text())["model"]
+    assert written == json.loads(json.dumps(asdict(tiny_model().config)))
 
 
 def test_heads_cannot_contradict_the_config(folder: Path) -> None:
     assert open_checkpoint(folder, num_heads=2).config.num_heads == 2
     with pytest.raises(CheckpointError, match="num_heads is 2, 4 was asked for"):
         open_checkpoint(folder, num_heads=4)
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_chatml_is_a_template_too(folder: Path) -> None:
+    edit(folder / "config.json", lambda v: v.update(template="chatml"))
+    edit(folder / "generation_config.json", lambda v: v.update(stop_strings=[]))
+    checkpoint = open_checkpoint(folder)
+    assert (checkpoint.template.name, checkpoint.defaults.stop) == ("chatml", ("<|im_end|>",))
+    assert checkpoint.template.default_system == COURSE_DEFAULTS.default_system
+
+
+def test_a_template_of_its_own(folder: Path) -> None:
+    edit(folder / "config.json", lambda v: v.update(template="jinja"))
+    edit(folder / "generation_config.json", lambda v: v.update(stop_strings=[]))
+    (folder / "chat_template.jinja").write_text(CHATML)
+    checkpoint = open_checkpoint(folder)
+    assert (checkpoint.template.name, checkpoint.defaults.stop) == ("jinja", ("<|im_end|>",))
+    assert "briefly" in checkpoint.template.render([Message("user", "hello")])[0].text
+    (folder / "chat_template.jinja").write_text("{% for %}")
+    assert "chat template" in refusal(folder)
+    (folder / "chat_template.jinja").write_bytes(b"\xff")
+    assert "not UTF-8" in refusal(folder)
+
+
+def test_a_tokenizer_json_of_its_own(folder: Path) -> None:
+    vocab = {char: byte for byte, char in ALPHABET.items()}
+    split = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    (folder / "tokenizer.json").write_text(
+        json.dumps(
+            {
+                "pre_tokenizer": split,
+                "decoder": split,
+                "model": {"type": "BPE", "vocab": vocab, "merges": []},
+            }
+        )
+    )
+    spec = {"encoding": "json", "file": "tokenizer.json"}
+    edit(folder / "config.json", lambda v: v.update(tokenizer=spec))
+    assert open_checkpoint(folder).tokenizer.encode("ab") == [97, 98]
+    (folder / "tokenizer.json").write_text("{")
+    assert "not valid JSON" in refusal(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from pathlib import Path
 
@@ -11,12 +10,13 @@ import torch
 from torch import Tensor
 
 from llm.checkpoint import load_model, open_checkpoint
-from llm.checkpoint.names import Target, course_name, is_buffer, recognise
+from llm.checkpoint.pt.names import Target, course_name, is_buffer, recognise
 from llm.checkpoint.record import expected_shapes
 from llm.errors import CheckpointError
 from llm.kv.concat import NoCache
 from llm.model import Decoder
 from tests.fakes import tiny_model
+from tests.torch_writers import byte_vocabulary
 
 State = dict[str, Tensor]
 FULL = {
@@ -107,6 +107,7 @@ def variants(state: State) -> dict[str, State]:
         "data parallel": rename(state, ("^", "module._orig_mod.")),
         "nanoGPT": rename(state, *nanogpt),
         "nanoGPT in transformer.": rename(state, *nanogpt, ("^", "model.transformer.")),
+        "Lightning": rename(state, ("^", "net.")),
         "llama's words": rename(split_qkv(state, "q_proj", "k_proj", "v_proj"), *llama),
         "lecture": rename(split_qkv(state, "query", "key", "value"), *lecture),
         "wq wk wv": rename(split_qkv(state, "wq", "wk", "wv"), ("attn.proj", "attn.wo"), *wide),
@@ -131,9 +132,7 @@ def course_state() -> State:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("names")
-    lines = (b"%s %d\n" % (base64.b64encode(bytes([i])), i) for i in range(256))
-    (folder / "tokenizer.tiktoken").write_bytes(b"".join(lines))
-    return folder
+    return byte_vocabulary(folder)
 
 
 @pytest.mark.parametrize("variant", variants(course_state()))

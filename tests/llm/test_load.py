@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from llm.checkpoint import open_checkpoint
 from llm.config import SamplingParams
 from llm.errors import DeviceError, OptionError
 from llm.generate import generate_cached
-from llm.load import engine_config, load_text_model, resolve_devices, resolve_dtype
+from llm.load import engine_config, load_text_model
+from llm.placement import kv_room, resolve_devices, resolve_dtype
 from llm.runner.eager import EagerRunner
 from tests.fakes import tiny_model
 
@@ -72,10 +74,51 @@ def test_a_device_that_is_not_there(devices: str, message: str) -> None:
 def test_auto_takes_what_is_there() -> None:
     best = "mps" if torch.backends.mps.is_available() else "cuda" if torch.cuda.is_available() else "cpu"
     assert [d.type for d in resolve_devices("auto")] == [best]
-    assert resolve_dtype("auto", torch.device("cpu")) is torch.float32
-    assert resolve_dtype("auto", torch.device("cuda")) is torch.bfloat16
+
+
+def test_auto_dtype_is_what_is_stored_where_the_device_computes_with_it(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu, cuda, mps = map(torch.device, ("cpu", "cuda", "mps"))
+    opened = open_checkpoint(tiny_folder)
+    half, brain, full = (replace(opened, stored={name: 9}) for name in ("float16", "bfloat16", "float32"))
+    for native in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, n=native: n)
+        assert {resolve_dtype("auto", cpu, c) for c in (half, brain, full)} == {torch.float32}
+        assert resolve_dtype("auto", cuda, half) is torch.float16
+        expected = torch.bfloat16 if native else torch.float16
+        assert [resolve_dtype("auto", cuda, c) for c in (brain, full)] == [expected, expected]
+    assert [resolve_dtype("auto", mps, c) for c in (half, brain)] == [torch.float16, torch.float32]
+    assert resolve_dtype("bfloat16", cpu, half) is torch.bfloat16
     with pytest.raises(OptionError, match="'int3' is not one of auto, float32"):
-        resolve_dtype("int3", torch.device("cpu"))
+        resolve_dtype("int3", cpu, half)
+
+
+def test_little_memory_lowers_the_pool_then_the_context(
+    tiny_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = open_checkpoint(tiny_folder)
+    assert engine_config(checkpoint, kv_room=16 * 256).num_blocks is None, "all of it fits"
+    fewer = engine_config(checkpoint, kv_room=16 * 256 - 16)
+    assert (fewer.max_model_len, fewer.num_blocks) == (256, 255)
+    assert not caplog.records
+    short = engine_config(checkpoint, kv_room=96)
+    assert (short.max_model_len, short.num_blocks) == (96, 6)
+    assert "memory holds 96 tokens, the model has 256 positions" in caplog.text
+    assert engine_config(checkpoint, kv_room=96, num_blocks=16).max_model_len == 256, "asked for"
+    with pytest.raises(OptionError, match="num_blocks 6 is below 16"):
+        engine_config(checkpoint, kv_room=96, max_model_len=256)
+    with pytest.raises(OptionError, match="at least 2"):
+        engine_config(checkpoint, kv_room=0)
+
+
+def test_room_is_what_the_weights_leave(tiny_folder: Path) -> None:
+    checkpoint = open_checkpoint(tiny_folder)
+    place = (torch.device("cpu"), torch.float32)
+    one, half = kv_room(checkpoint, [place], 0.5), kv_room(checkpoint, [place], 0.25)
+    assert one % 16 == 0 and half == pytest.approx(one / 2, rel=0.1)
+    assert kv_room(checkpoint, [place, place], 0.5) == pytest.approx(half, rel=0.1), "two copies, one memory"
+    assert kv_room(checkpoint, [place], 1e-9) == 0
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,9 @@ def random_qkv(
 @given(
     lengths=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=1, max_size=4),
     seed=st.integers(0, 2**31),
+    window=st.sampled_from([None, 1, 3, 8, 100]),
 )
-def test_paged_attention_equals_concatenated(lengths: list[list[int]], seed: int) -> None:
+def test_paged_attention_equals_concatenated(lengths: list[list[int]], seed: int, window: int | None) -> None:
     """Sequences of any chunk lengths, blocks shuffled, decoders and prefills in one step."""
     generator = torch.Generator().manual_seed(seed)
     kv = PagedKV(MODEL, ENGINE, torch.device("cpu"), torch.float64)
@@ -49,10 +50,10 @@ def test_paged_attention_equals_concatenated(lengths: list[list[int]], seed: int
         sizes = [lengths[i][turn] for i in rows]
         q, k, v = random_qkv(sum(sizes), generator)
         step = PagedStep(kv, [tables[i] for i in rows], [starts[i] for i in rows], sizes)
-        paged = step.attend(1, q, k, v).split(sizes)
+        paged = step.attend(1, q, k, v, window).split(sizes)
         parts = zip(q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
         for i, out, (qi, ki, vi) in zip(rows, paged, parts, strict=True):
-            oracle = caches[i].attend(1, qi[None], ki[None], vi[None])[0]
+            oracle = caches[i].attend(1, qi[None], ki[None], vi[None], window)[0]
             assert torch.allclose(out, oracle, atol=1e-12)
             starts[i] += len(out)
 

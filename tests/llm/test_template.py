@@ -102,9 +102,9 @@ def test_drop_oldest_encodes_nothing_that_cannot_fit() -> None:
     class Counting(ByteTokenizer):
         num_bytes = 0
 
-        def encode(self, text: str) -> list[int]:
+        def encode(self, text: str, *, continued: bool = False) -> list[int]:
             self.num_bytes += len(text.encode())
-            return super().encode(text)
+            return super().encode(text, continued=continued)
 
     tokenizer = Counting()
     chat = [Message("user", "x" * 4000) for _ in range(500)] + [Message("user", "last")]

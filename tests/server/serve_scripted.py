@@ -21,7 +21,7 @@ def main() -> int:
     with listen_on("127.0.0.1", 0) as listener:
         print(listener.getsockname()[1], flush=True)
         model = ScriptedModel(*(Gate() if step == "|" else step for step in steps))
-        return run(Settings(drain_timeout=drain), model, listener)  # type: ignore[arg-type]
+        return run(Settings(drain_timeout=drain), [model], listener)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def test_two_servers_that_load_at_once_cannot_share_a_port() -> None:
             with pytest.raises(
                 OSError, match=f"cannot listen on 127.0.0.1 port {port}: Address already in use"
             ):
-                run(Settings(), ScriptedModel(), second)  # type: ignore[arg-type]
+                run(Settings(), [ScriptedModel()], second)  # type: ignore[arg-type]
 
 
 def test_sigterm_has_a_handler_while_loading() -> None:

@@ -43,6 +43,16 @@ def test_keys_repeat_split_and_stay_secret(monkeypatch: pytest.MonkeyPatch) -> N
     assert [key.get_secret_value() for key in flagged.api_key] == ["a", "b"]
 
 
+def test_checkpoints_repeat_and_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAUSERIE_CHECKPOINT", "a=x,y.pt")
+    assert load_settings([]).checkpoint == ("a=x", "y.pt")
+    assert load_settings(["--checkpoint", "p", "--checkpoint=b=q"]).checkpoint == ("p", "b=q")
+    file = tmp_path / "causerie.yaml"
+    file.write_text("checkpoint: [a=x, y.pt]\n")
+    monkeypatch.delenv("CAUSERIE_CHECKPOINT")
+    assert load_settings(["--config", str(file)]).checkpoint == ("a=x", "y.pt")
+
+
 @pytest.mark.parametrize(
     ("argv", "names"),
     [
@@ -55,6 +65,7 @@ def test_keys_repeat_split_and_stay_secret(monkeypatch: pytest.MonkeyPatch) -> N
         (["--keep-alive-interval", "nan"], "--keep-alive-interval"),
         (["--uvicorn-log-level", "loud"], "--uvicorn-log-level"),
         (["--api-key", ""], "--api-key"),
+        (["--checkpoint", ""], "--checkpoint"),
         (["--api-key", "two words"], "--api-key"),
         (["--config", "/nowhere.yaml"], "--config /nowhere.yaml"),
     ],

@@ -14,7 +14,7 @@ from llm.checkpoint import save_folder
 from llm.config import COURSE_DEFAULTS
 from llm.errors import CauserieError
 from llm.hardware import usable_cores
-from llm.tokenizer import load_tiktoken
+from llm.tokenizer import ByteTokenizer, load_tiktoken
 from server.app import create_app
 from server.settings import load_settings
 from server.startup import curl_line, is_loopback, load, open_door_lines, prompt_lines, server_url
@@ -83,6 +83,40 @@ def test_a_checkpoint_on_disk_answers_when_the_app_starts(tmp_path: Path) -> Non
     assert card.json["max_model_len"] == 48 and card.json["checkpoint"] == "mine"
     assert card.json["default_sampling"]["max_tokens"] == 160
     assert health.json["status"] == "ok"
+
+
+def test_several_checkpoints_each_answer_to_their_name(tmp_path: Path) -> None:
+    for name, seed in (("one", 1), ("two", 2)):
+        save_folder(
+            tmp_path / name, tiny_model(seed), ByteTokenizer(), "plain", COURSE_DEFAULTS, [], "A test."
+        )
+    named = ["--checkpoint", str(tmp_path / "one"), "--checkpoint", f"mine={tmp_path / 'two'}"]
+    app = create_app(load_settings([*named, "--device", "cpu"]))
+
+    async def talk() -> list[Answer]:
+        async with app.router.lifespan_context(app):
+            body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 8, "temperature": 0}
+            asked = [ask(app, CHAT, body | {"model": name}) for name in ("one", "mine", "default", "two")]
+            return [await ask(app, "/v1/models"), *[await one for one in asked]]
+
+    models, one, mine, default, two = asyncio.run(talk())
+    assert [card["id"] for card in models.json["data"]] == ["one", "mine"]
+    said = [reply.json["choices"][0]["message"]["content"] for reply in (one, mine, default)]
+    assert said[0] == said[2] != said[1]
+    assert two.status == 404 and "one, mine" in two.json["error"]["message"]
+
+
+def test_names_that_clash_or_say_nothing_are_refused(tiny_folder: Path) -> None:
+    def refusal(*argv: str) -> str:
+        with pytest.raises(CauserieError) as caught:
+            load(load_settings([*argv, "--device", "cpu"]))
+        return str(caught.value)
+
+    twice = ["--checkpoint", str(tiny_folder), "--checkpoint", str(tiny_folder)]
+    assert "write --checkpoint NAME=PATH" in refusal(*twice)
+    assert "names one model" in refusal(*twice, "--served-model-name", "x")
+    assert "causerie pull NAME" in refusal("--checkpoint", "no-such-model")
+    assert "no-such-model" in refusal("--checkpoint", "a=no-such-model")
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a checkpoint"])

@@ -1,9 +1,9 @@
 """Tables of parameter names: what other people's decoders call what our Decoder has.
 
 A name is looked up in three steps: wrappers are stripped (`_orig_mod.`, `module.`, `model.`,
-`transformer.`), a block and its index are split off, and the rest is found in a table. Add a variant by
-adding a word to a table. Guesses nothing: a name that is not in a table is not recognised. Refuses to know
-what tensors hold, but for one kind of buffer that looks like a bias.
+`transformer.` and the like), a block and its index are split off, and the rest is found in a table. Add a
+variant by adding a word to a table. Guesses nothing: a name that is not in a table is not recognised. Refuses
+to know what tensors hold, but for one kind of buffer that looks like a bias.
 
     >>> recognise("_orig_mod.transformer.h.3.attn.c_attn.weight")
     Target(name='blocks.3.attention.qkv.weight', part=None)
@@ -89,7 +89,7 @@ _IN_BLOCK: dict[str, Target] = {
     **_spell(_inside(_FFN, _UP), "ffn.up", _WEIGHTS),
     **_spell(_inside(_FFN, _DOWN), "ffn.down", _WEIGHTS),
 }
-_PREFIX = re.compile(r"^(?:(?:module|model|transformer)\.)+")
+_PREFIX = re.compile(r"^(?:(?:module|_forward_module|model|net|network|gpt|transformer)\.)+")
 _BLOCK = re.compile(rf"^(?:{'|'.join(_BLOCKS)})\.(0|[1-9]\d{{0,4}})\.(.+)")
 _BUFFER = re.compile(
     r"(?:^|\.)(?:mask|tril|causal_mask|attn_mask|attention_mask|masked_bias|inv_freq|position_ids|pos_ids)$"
@@ -120,6 +120,14 @@ def is_buffer(name: str, tensor: Tensor) -> bool:
 def _lower_triangular(mask: Tensor) -> bool:
     """Set on and below the diagonal, nowhere above; no context we load is longer than 8,192 here."""
     return mask.shape[-1] <= 8192 and torch.equal(mask != 0, torch.ones(mask.shape, dtype=torch.bool).tril())
+
+
+_ADAPTER = re.compile(r"(?:^|\.)(?:lora_[AB]|lora_magnitude_vector|adapter_wte|gating_factor)(?:\.|$)")
+
+
+def is_adapter(name: str) -> bool:
+    """Whether this is part of a fine-tuning adapter (LoRA, LLaMA-Adapter) and not of the model."""
+    return _ADAPTER.search(name) is not None
 
 
 _COURSE = {

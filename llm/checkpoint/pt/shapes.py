@@ -1,25 +1,27 @@
 """From named tensors to a configuration: shapes say most of it, the rest is chosen and noted.
 
-Not in the shapes: the number of heads, exact or tanh GELU, the norm's epsilon (1e-5 here), LayerNorm or
-RMSNorm.
+Not in the shapes: the number of heads (heads.py looks further), exact or tanh GELU, the norm's epsilon (1e-5
+here), LayerNorm or RMSNorm.
 Refuses to know files; every tensor is already known to be dense, on the CPU and no larger than its file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from llm.checkpoint.names import Part, course_name, is_buffer, recognise
+from llm.checkpoint.pt.names import Part, course_name, is_buffer, recognise
 from llm.checkpoint.record import FLOATS, expected_shapes, some
 from llm.config import Activation, ModelConfig
 from llm.errors import CheckpointError
 
-COURSE_WIDTH, COURSE_HEADS = 128, 4
+COURSE_WIDTH, COURSE_HEAD_SIZE = 128, 32
+HEAD_SIZES = (64, 32, 128, 80, 96, 48, 256, 16)
+"""Numbers per head that people choose, the most usual first."""
 NORM_EPS = 1e-5
 
 Parts = dict[str, dict[Part | None, Tensor]]
@@ -36,16 +38,34 @@ class Network:
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """(our name, tensor), q, k and v joined."""
-        for name, parts in self.parts.items():
-            yield name, parts[None] if None in parts else torch.cat([parts["q"], parts["k"], parts["v"]])
+        for name, slots in self.parts.items():
+            yield name, joined(slots)
 
 
-def read_network(path: Path, state: Mapping[str, Tensor], num_heads: int | None = None) -> Network:
+def joined(slots: Mapping[Part | None, Tensor]) -> Tensor:
+    """The whole parameter: q, k and v one below the other."""
+    return slots[None] if None in slots else torch.cat([slots["q"], slots["k"], slots["v"]])
+
+
+def arrange(path: Path, state: Mapping[str, Tensor]) -> Callable[[str], Tensor]:
+    """For a state dict that was understood before: our name → the parameter."""
+    parts, names = _sort(path, state, [])
+    _straighten(parts, names, [])
+    return lambda name: joined(parts[name])
+
+
+def read_network(
+    path: Path,
+    state: Mapping[str, Tensor],
+    num_heads: int | None = None,
+    activation: Activation | None = None,
+) -> Network:
     """Recognise names, infer the configuration, and check every shape against it.
 
     Args:
         path: for messages.
-        num_heads: query heads; None takes the course's 4 at width 128, else heads of 64, else of 32 numbers.
+        num_heads: query heads; None takes the first of `head_counts`.
+        activation: of a family of LayerNorm networks that is known; None reads it off the names.
 
     Raises:
         CheckpointError: names not recognised or missing, shapes that do not fit together.
@@ -53,10 +73,14 @@ def read_network(path: Path, state: Mapping[str, Tensor], num_heads: int | None 
     notes: list[str] = []
     parts, names = _sort(path, state, notes)
     tanh = _straighten(parts, names, notes)
-    notes.append(f"activation: {'tanh' if tanh else 'exact'} GELU, from the names; shapes do not tell")
     _drop_tied_head(parts, notes)
-    config = _infer(path, parts, num_heads, "gelu_tanh" if tanh else "gelu", notes)
-    _check_shapes(path, parts, config)
+    if activation is None:
+        activation = "gelu_tanh" if tanh else "gelu"
+        notes.append(f"activation: {'tanh' if tanh else 'exact'} GELU, from the names; shapes do not tell")
+        if not _any(parts, "norm.bias"):
+            notes.append("norms: no bias, taken as LayerNorm; RMSNorm would look the same")
+    config = _infer(path, parts, num_heads, activation, notes)
+    check_shapes(path, parts, config)
     return Network(config, parts, notes)
 
 
@@ -123,15 +147,7 @@ def _infer(
     num_positions, _ = _matrix(path, parts, "positions.weight")
     qkv_width, _ = _matrix(path, parts, "blocks.0.attention.qkv.weight")
     ffn_width, _ = _matrix(path, parts, "blocks.0.ffn.up.weight")
-    heads = _choose_heads(path, width, num_heads, notes)
-    kv_heads, rest = divmod(qkv_width - width, 2 * (width // heads))
-    if rest or kv_heads < 1 or heads % kv_heads:
-        raise CheckpointError(
-            f"{path}: qkv has {qkv_width} rows, not width {width} for {heads} query heads "
-            "and as many or fewer for keys and values: another number of heads (--n-head), or another network"
-        )
-    if not (norm_bias := _any(parts, "norm.bias")):
-        notes.append("norms: no bias, taken as LayerNorm; RMSNorm would look the same")
+    heads, kv_heads = _choose_heads(path, width, qkv_width, num_heads, notes)
     try:
         return ModelConfig(
             vocab_size=vocab_size,
@@ -145,7 +161,7 @@ def _infer(
             attention_bias=_any(parts, "attention.qkv.bias"),
             attention_out_bias=_any(parts, "attention.out.bias"),
             ffn_bias=_any(parts, "ffn.up.bias") or _any(parts, "ffn.down.bias"),
-            norm_bias=norm_bias,
+            norm_bias=_any(parts, "norm.bias"),
             norm_eps=NORM_EPS,
             tied_head="head.weight" not in parts,
         )
@@ -160,12 +176,18 @@ def _any(parts: Parts, ending: str) -> bool:
 def _matrix(path: Path, parts: Parts, name: str) -> tuple[int, int]:
     """Shape of a parameter that every GPT has."""
     if name not in parts:
-        hint = ": only learned positions are supported" if name == "positions.weight" else ""
+        hint = _NO_POSITIONS if name == "positions.weight" else ""
         raise CheckpointError(f"{path}: missing {course_name(name)}{hint}")
     shape = _joined_shape(parts[name])
     if len(shape) != 2 or 0 in shape:
         raise CheckpointError(f"{path}: {course_name(name)} has shape {list(shape)}, expected two dimensions")
     return shape[0], shape[1]
+
+
+_NO_POSITIONS = (
+    ": only learned positions are supported without a configuration; rotary ones need a Hugging Face folder "
+    "or litgpt's model_config.yaml"
+)
 
 
 def _joined_shape(slots: Mapping[Part | None, Tensor]) -> tuple[int, ...]:
@@ -178,27 +200,51 @@ def _joined_shape(slots: Mapping[Part | None, Tensor]) -> tuple[int, ...]:
     return (sum(len(t) for t in tensors), *tensors[0].shape[1:])
 
 
-def _choose_heads(path: Path, width: int, num_heads: int | None, notes: list[str]) -> int:
-    if num_heads is not None:
-        if num_heads < 1 or width % num_heads:
-            raise CheckpointError(
-                f"{path}: width {width} is not a multiple of the {num_heads} heads asked for"
-            )
-        return num_heads
-    if width == COURSE_WIDTH:
-        heads = COURSE_HEADS
-    elif size := next((size for size in (64, 32) if width % size == 0), None):
-        heads = width // size
-    else:
+def head_counts(width: int, qkv_width: int) -> list[tuple[int, int]]:
+    """(query heads, key/value heads) that fit a fused qkv of this many rows, the usual first.
+
+    Heads have one of HEAD_SIZES numbers: at the course's width the course's 32 first, else 64, else 32.
+    """
+    sizes = [COURSE_HEAD_SIZE, *HEAD_SIZES] if width == COURSE_WIDTH else HEAD_SIZES
+    fitting = (_fit(width, qkv_width, width // size) for size in sizes if width % size == 0)
+    return list(dict.fromkeys(counts for counts in fitting if counts is not None))
+
+
+def _fit(width: int, qkv_width: int, heads: int) -> tuple[int, int] | None:
+    """This many query heads, and the key/value heads that the other rows are."""
+    kv_heads, rest = divmod(qkv_width - width, 2 * (width // heads))
+    return None if rest or kv_heads < 1 or heads % kv_heads else (heads, kv_heads)
+
+
+def _choose_heads(
+    path: Path, width: int, qkv_width: int, num_heads: int | None, notes: list[str]
+) -> tuple[int, int]:
+    """Query heads and key/value heads: as asked for, else the usual."""
+    if num_heads is not None and (num_heads < 1 or width % num_heads):
+        raise CheckpointError(f"{path}: width {width} is not a multiple of {num_heads} heads")
+    if num_heads is None and all(width % size for size in HEAD_SIZES):
         raise CheckpointError(
-            f"{path}: width {width} is no multiple of 32: give the number of heads (--n-head)"
+            f"{path}: width {width} has no usual head size: give the number of heads (--n-head)"
         )
-    notes.append(f"heads: {heads} of {width // heads}, chosen from width {width}; shapes do not tell")
-    return heads
+    counts = [_fit(width, qkv_width, num_heads)] if num_heads else head_counts(width, qkv_width)
+    if not counts or counts[0] is None:
+        asked = f"{num_heads or 'any usual number of'} query heads"
+        raise CheckpointError(
+            f"{path}: qkv has {qkv_width} rows, not width {width} for {asked} "
+            "and as many or fewer for keys and values: another number of heads (--n-head), or another network"
+        )
+    if num_heads is None:
+        heads = counts[0][0]
+        notes.append(f"heads: {heads} of {width // heads}, chosen from width {width}; shapes do not tell")
+    return counts[0]
 
 
-def _check_shapes(path: Path, parts: Parts, config: ModelConfig) -> None:
-    """Exactly the parameters of the configuration, each of its shape."""
+def check_shapes(path: Path, parts: Parts, config: ModelConfig) -> None:
+    """Exactly the parameters of the configuration, each of its shape.
+
+    Raises:
+        CheckpointError: one is missing, in parts, or of another shape.
+    """
     blocks = {name.split(".")[1] for name in parts if name.startswith("blocks.")}
     if len(blocks) < config.num_layers:
         raise CheckpointError(
@@ -207,7 +253,8 @@ def _check_shapes(path: Path, parts: Parts, config: ModelConfig) -> None:
     shapes = expected_shapes(config)
     if missing := [name for name in shapes if name not in parts]:
         raise CheckpointError(f"{path}: missing, {len(missing)} in all: {some(map(course_name, missing))}")
-    assert parts.keys() == shapes.keys(), parts.keys() - shapes.keys()
+    if extra := [name for name in parts if name not in shapes]:
+        raise CheckpointError(f"{path}: {some(map(course_name, extra))} has no place in such a network")
     for name, shape in shapes.items():
         if (found := parts[name]).keys() not in ({None}, {"q", "k", "v"}):
             absent = sorted({"q", "k", "v"} - {str(part) for part in found})

@@ -1,0 +1,1 @@
+"""What changes a network's weights without changing the network: quantisation, and later adapters."""

@@ -1,0 +1,1 @@
+"""GGUF files: header, metadata, tensors in any quantisation, tokenizer and template in one file."""

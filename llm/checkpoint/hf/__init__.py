@@ -1,0 +1,1 @@
+"""Hugging Face folders: config.json, safetensors or legacy .bin weights, tokenizer.json, a jinja template."""

@@ -1,0 +1,1 @@
+"""litgpt folders: lit_model.pth and model_config.yaml."""
