@@ -13,6 +13,7 @@ weights to a device. No network, no pickle that runs code, no code from a checkp
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -94,7 +95,7 @@ def _open_directory(path: Path, num_heads: int | None) -> Checkpoint:
         if len(found) > 1:
             raise CheckpointError(f"{path}: holds {len(found)} models, name one: {some(found)}")
         if found:
-            return _open_file(path / found[0], num_heads)
+            return replace(_open_file(path / found[0], num_heads), name=path.resolve().name)
     if "config.json" in names:
         return open_hf_folder(path)
     raise CheckpointError(

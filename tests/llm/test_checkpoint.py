@@ -12,6 +12,7 @@ from llm.config import COURSE_DEFAULTS
 from llm.errors import CheckpointError
 from llm.tokenizer import ByteTokenizer
 from tests.fakes import tiny_model
+from tests.torch_writers import byte_vocabulary
 
 
 def test_a_persons_own_model_comes_before_the_default(tmp_path: Path) -> None:
@@ -108,3 +109,15 @@ def test_a_config_that_names_no_format_is_judged_as_ours(tmp_path: Path) -> None
 def test_a_file_of_nothing_we_know_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.bin").write_bytes(content)
     assert ("not a format we read" if content else "the file is empty") in refusal(tmp_path / "model.bin")
+
+
+def test_a_folder_that_holds_one_file_gives_it_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "my-run"
+    folder.mkdir()
+    byte_vocabulary(folder)
+    save_state_dict(folder / "model_sft.pt", tiny_model())
+    assert open_checkpoint(folder, num_heads=2).name == "my-run"
+    assert open_checkpoint(folder / "model_sft.pt", num_heads=2).name == "model_sft"
+    save_state_dict(folder / "model_2.pt", tiny_model())
+    with pytest.raises(CheckpointError, match="holds 2 models, name one: model_2.pt, model_sft.pt"):
+        open_checkpoint(folder)
