@@ -8,10 +8,11 @@ and the ids.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from llm.chat.jinja import JinjaTemplate
 from llm.chat.template import ChatTemplate, Message, PlainTemplate
+from llm.config import GenerationDefaults
 from llm.errors import CheckpointError, RequestError
 from llm.tokenizer import Tokenizer
 
@@ -35,6 +36,10 @@ class Dialogue:
     stop_token_ids: frozenset[int]
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    def over(self, defaults: GenerationDefaults) -> GenerationDefaults:
+        """A sampling policy with this dialogue's stop strings before its own, and this dialogue's ids."""
+        return replace(defaults, stop=self.stop + defaults.stop, stop_token_ids=self.stop_token_ids)
 
 
 def read_dialogue(

@@ -61,7 +61,7 @@ from llm.checkpoint.samples import dump_samples, read_samples
 from llm.config import MAX_DIMENSION, GenerationDefaults, ModelConfig
 from llm.errors import CheckpointError
 from llm.model import Decoder
-from llm.tokenizer import ByteTokenizer, TiktokenTokenizer, Tokenizer, load_tiktoken
+from llm.tokenizer import END_OF_TEXT, ByteTokenizer, TiktokenTokenizer, Tokenizer, load_tiktoken
 from llm.tokenizer.json import load_tokenizer_json
 
 FORMAT, VERSION = "causerie", 1
@@ -232,7 +232,8 @@ def save_folder(
         dtype: of the stored weights.
 
     Raises:
-        CheckpointError: a weight is NaN, infinite, or too large for dtype.
+        CheckpointError: a weight is NaN, infinite, or too large for dtype; or the vocabulary is of a kind
+            that a folder of ours cannot hold.
     """
     path = Path(path)
     weights = _finite_weights(path, model, dtype)
@@ -241,7 +242,7 @@ def save_folder(
         "format": FORMAT,
         "version": VERSION,
         "model": asdict(model.config),
-        "tokenizer": _tokenizer_spec(tokenizer),
+        "tokenizer": tokenizer_spec(tokenizer),
         "template": template_name,
     }
     path.mkdir(parents=True, exist_ok=True)
@@ -275,11 +276,21 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", newline="\n")
 
 
-def _tokenizer_spec(tokenizer: Tokenizer) -> dict[str, str]:
-    if isinstance(tokenizer, TiktokenTokenizer):
-        return {"file": "tokenizer.tiktoken", "encoding": tokenizer.encoding}
-    assert isinstance(tokenizer, ByteTokenizer), f"no file format for {type(tokenizer).__name__}"
-    return {"encoding": "bytes"}
+def tokenizer_spec(tokenizer: Tokenizer) -> dict[str, str]:
+    """What config.json says about a tokenizer that a folder of ours can hold.
+
+    Raises:
+        CheckpointError: it is not a plain list of ranks with an end of text: such a one came from a file.
+    """
+    if isinstance(tokenizer, ByteTokenizer):
+        return {"encoding": "bytes"}
+    plain = {END_OF_TEXT: tokenizer.vocab_size - 1}
+    if not isinstance(tokenizer, TiktokenTokenizer) or tokenizer.control != plain:
+        raise CheckpointError(
+            "a folder of ours is saved with GPT-2's kind of vocabulary: ranks and one end of text, "
+            f"not {type(tokenizer).__name__} with {len(tokenizer.control)} control tokens"
+        )
+    return {"file": "tokenizer.tiktoken", "encoding": tokenizer.encoding}
 
 
 def _dump_ranks(tokenizer: TiktokenTokenizer) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -127,6 +127,11 @@ def count_types(weights: Iterable[tuple[str, int]]) -> dict[str, int]:
     return dict(counts.most_common())
 
 
+def count_dtypes(tensors: Iterable[Tensor]) -> dict[str, int]:
+    """The number of weights in each of torch's types, most first."""
+    return count_types((str(tensor.dtype).removeprefix("torch."), tensor.numel()) for tensor in tensors)
+
+
 def architecture_of(config: ModelConfig) -> str:
     """What people call a network with these switches, when its file does not say."""
     return "GPT" if config.rope_theta is None else "Llama-like"
@@ -144,6 +149,12 @@ def split_warnings(lines: Iterable[str]) -> tuple[list[str], list[str]]:
     found = list(lines)
     warnings = [line.removeprefix("warning: ") for line in found if line.startswith("warning: ")]
     return [line for line in found if not line.startswith("warning: ")], warnings
+
+
+def files_digest(paths: Sequence[Path]) -> str:
+    """One file's digest, or that of all files' digests."""
+    digests = [file_digest(path) for path in paths]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
 
 
 def file_digest(path: Path) -> str:

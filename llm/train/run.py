@@ -16,6 +16,7 @@ import torch
 
 from llm.chat.template import ChatTemplate, get_template
 from llm.checkpoint import Sample, load_model, open_checkpoint, save_folder
+from llm.checkpoint.folder import tokenizer_spec
 from llm.config import COURSE_DEFAULTS, GenerationDefaults, ModelConfig
 from llm.errors import DataError, OptionError
 from llm.model import Decoder, init_weights
@@ -65,6 +66,7 @@ def start(options: argparse.Namespace) -> Start:
             f"--init {options.init}: training goes on from a {' or a '.join(TRAINABLE)} with the plain "
             f"template, not from a {checkpoint.kind} with {checkpoint.template.name}"
         )
+    tokenizer_spec(checkpoint.tokenizer)  # hours later is too late to learn that it cannot be saved
     model = load_model(checkpoint, torch.device("cpu"), torch.float32).requires_grad_(True)
     return Start(model, checkpoint.tokenizer, checkpoint.template, checkpoint.defaults)
 

@@ -19,7 +19,7 @@ from llm.config import COURSE_DEFAULTS, GenerationDefaults
 from llm.errors import CheckpointError
 from llm.kv.concat import NoCache
 from llm.model import Decoder
-from llm.tokenizer import ByteTokenizer, load_tiktoken
+from llm.tokenizer import ByteTokenizer, TiktokenTokenizer, load_tiktoken
 from llm.tokenizer.byte_level import ALPHABET
 from tests.fakes import tiny_model
 
@@ -316,3 +316,11 @@ def test_a_tokenizer_json_of_its_own(folder: Path) -> None:
     assert open_checkpoint(folder).tokenizer.encode("ab") == [97, 98]
     (folder / "tokenizer.json").write_text("{")
     assert "not valid JSON" in refusal(folder)
+
+
+def test_a_vocabulary_that_a_folder_cannot_hold_is_not_saved(tmp_path: Path) -> None:
+    ranks = {bytes([value]): value + 2 for value in range(256)}
+    tokenizer = TiktokenTokenizer(ranks, control={"<|im_start|>": 0, "<|im_end|>": 1})
+    with pytest.raises(CheckpointError, match="not TiktokenTokenizer with 2 control tokens"):
+        save_folder(tmp_path / "x", tiny_model(), tokenizer, "plain", COURSE_DEFAULTS, [], "")
+    assert not (tmp_path / "x").exists()

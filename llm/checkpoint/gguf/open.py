@@ -10,8 +10,7 @@ to know the container (file.py), what the metadata mean (config.py), how weights
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from llm.checkpoint.dialogue import Dialogue, read_dialogue
@@ -24,7 +23,7 @@ from llm.checkpoint.gguf.tensors import (
     read_rope_factors,
     stored_types,
 )
-from llm.checkpoint.record import Checkpoint, file_digest, some, vocabulary_notes
+from llm.checkpoint.record import Checkpoint, files_digest, some, split_warnings, vocabulary_notes
 from llm.config import GenerationDefaults
 from llm.errors import CheckpointError
 from llm.tokenizer import Tokenizer
@@ -55,6 +54,7 @@ def open_gguf(path: Path) -> Checkpoint:
             f"{path}: the tokenizer has {tokenizer.vocab_size} ids, "
             f"token_embd.weight only {config.vocab_size} rows"
         )
+    vocabulary, doubts = split_warnings(vocabulary)
     dialogue = _dialogue(path, file.fields, tokenizer)
     if config.tied_head:
         notes.append("head: no output.weight in the file, so the token embedding is used (tied)")
@@ -66,12 +66,12 @@ def open_gguf(path: Path) -> Checkpoint:
         config=config,
         template=dialogue.template,
         tokenizer=tokenizer,
-        defaults=GenerationDefaults(stop=dialogue.stop, stop_token_ids=dialogue.stop_token_ids),
+        defaults=dialogue.over(GenerationDefaults()),
         samples=[],
         notes=notes + vocabulary + vocabulary_notes(tokenizer, config) + dialogue.notes,
-        warnings=warnings + dialogue.warnings,
+        warnings=warnings + doubts + dialogue.warnings,
         stored=stored_types(parameters),
-        digest=_digest(file.paths),
+        digest=files_digest(file.paths),
         read=lambda: read_parameters(
             parameters, {"q": config.num_heads, "k": config.num_kv_heads} if architecture == "llama" else {}
         ),
@@ -106,9 +106,3 @@ def _spelling(fields: Mapping[str, object], name: str) -> str:
     if not isinstance(tokens, list) or type(token_id) is not int or not 0 <= token_id < len(tokens):
         return ""
     return str(tokens[token_id])
-
-
-def _digest(paths: Sequence[Path]) -> str:
-    """Of the file, or of its parts' digests."""
-    digests = [file_digest(path) for path in paths]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()[:16]

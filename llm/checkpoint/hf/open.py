@@ -9,7 +9,6 @@ followed, since the hub's cache is made of them. Refuses to know adapters: a LoR
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,9 +23,9 @@ from llm.checkpoint.hf.tokenizer import (
     read_settings,
     spelling,
 )
-from llm.checkpoint.hf.weights import SINGLE_FILES, WeightFiles, find_weights, match, settle_head
+from llm.checkpoint.hf.weights import SINGLE_FILES, find_weights, match, settle_head
 from llm.checkpoint.policy import read_end_ids, read_hf_defaults
-from llm.checkpoint.record import Checkpoint, file_digest, split_warnings, vocabulary_notes
+from llm.checkpoint.record import Checkpoint, files_digest, split_warnings, vocabulary_notes
 from llm.errors import CheckpointError
 from llm.tokenizer import Tokenizer
 
@@ -61,13 +60,11 @@ def open_hf_folder(path: Path) -> Checkpoint:
         config=config,
         template=dialogue.template,
         tokenizer=tokenizer,
-        defaults=replace(
-            defaults, stop=dialogue.stop + defaults.stop, stop_token_ids=dialogue.stop_token_ids
-        ),
+        defaults=dialogue.over(defaults),
         samples=[],
         notes=notes + vocabulary + vocabulary_notes(tokenizer, config) + dialogue.notes + policy_notes,
         warnings=warnings + doubts + dialogue.warnings,
-        digest=_digest(weights),
+        digest=files_digest(weights.files),
         stored=stored,
         read=read,
     )
@@ -105,9 +102,3 @@ def folder_name(path: Path) -> str:
     if folder.parent.name == "snapshots" and repository.startswith("models--"):
         return repository.rsplit("--", 1)[-1]
     return folder.name
-
-
-def _digest(weights: WeightFiles) -> str:
-    """Of the weights' bytes: one file's own digest, or that of all files' digests."""
-    digests = [file_digest(file) for file in weights.files]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()[:16]

@@ -26,7 +26,7 @@ from llm.checkpoint.pt.wrapper import unwrap
 from llm.checkpoint.record import (
     FLOATS,
     Checkpoint,
-    count_types,
+    count_dtypes,
     expected_shapes,
     file_digest,
     some,
@@ -86,7 +86,6 @@ def open_litgpt(path: Path, num_heads: int | None = None) -> Checkpoint:
     dialogue = read_folder_dialogue(folder, tokenizer, settings, defaults.stop_token_ids)
     style = ["template: prompt_style.yaml ignored"] if (folder / "prompt_style.yaml").exists() else []
     tokenizer_notes, warnings = split_warnings(found)
-    used = [unwrapped.state[source] for source in sources.values()]
     return Checkpoint(
         path=path,
         name=folder.resolve().name,
@@ -95,9 +94,7 @@ def open_litgpt(path: Path, num_heads: int | None = None) -> Checkpoint:
         config=config,
         template=dialogue.template,
         tokenizer=tokenizer,
-        defaults=replace(
-            defaults, stop=dialogue.stop + defaults.stop, stop_token_ids=dialogue.stop_token_ids
-        ),
+        defaults=dialogue.over(defaults),
         samples=[],
         notes=unwrapped.notes
         + _layout(sources)
@@ -108,7 +105,7 @@ def open_litgpt(path: Path, num_heads: int | None = None) -> Checkpoint:
         + policy_notes,
         warnings=warnings + dialogue.warnings,
         digest=file_digest(file),
-        stored=count_types((str(t.dtype).removeprefix("torch."), t.numel()) for t in used),
+        stored=count_dtypes(unwrapped.state[source] for source in sources.values()),
         read=lambda: read_in_turn(
             file, sources, lambda loaded: arrange(unwrap(file, loaded).state, config, sources)
         ),

@@ -17,7 +17,14 @@ from llm.checkpoint.dialogue import read_dialogue
 from llm.checkpoint.fields import Fields
 from llm.checkpoint.pt.shapes import read_network
 from llm.checkpoint.pt.wrapper import Unwrapped, weights_of
-from llm.checkpoint.record import Checkpoint, count_types, file_digest, some, split_warnings, vocabulary_notes
+from llm.checkpoint.record import (
+    Checkpoint,
+    count_dtypes,
+    file_digest,
+    some,
+    split_warnings,
+    vocabulary_notes,
+)
 from llm.checkpoint.vocabulary import find_tokenizer
 from llm.config import MAX_DIMENSION, GenerationDefaults, ModelConfig
 from llm.errors import CheckpointError
@@ -62,12 +69,7 @@ def open_nanogpt(path: Path, unwrapped: Unwrapped, num_heads: int | None = None)
         config=config,
         template=dialogue.template,
         tokenizer=tokenizer,
-        defaults=GenerationDefaults(
-            temperature=TEMPERATURE,
-            top_k=TOP_K,
-            stop=dialogue.stop,
-            stop_token_ids=dialogue.stop_token_ids,
-        ),
+        defaults=dialogue.over(GenerationDefaults(temperature=TEMPERATURE, top_k=TOP_K)),
         samples=[],
         notes=[
             f"heads: {heads} of {config.head_dim}, from model_args",
@@ -79,9 +81,7 @@ def open_nanogpt(path: Path, unwrapped: Unwrapped, num_heads: int | None = None)
         ],
         warnings=warnings + dialogue.warnings,
         digest=file_digest(path),
-        stored=count_types(
-            (str(t.dtype).removeprefix("torch."), t.numel()) for t in unwrapped.state.values()
-        ),
+        stored=count_dtypes(unwrapped.state.values()),
         read=weights_of(path, list(network.parts)),
     )
 

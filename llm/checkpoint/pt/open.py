@@ -24,7 +24,7 @@ from llm.checkpoint.pt.wrapper import Unwrapped, heads_beside, unwrap, weights_o
 from llm.checkpoint.record import (
     Checkpoint,
     architecture_of,
-    count_types,
+    count_dtypes,
     file_digest,
     split_warnings,
     vocabulary_notes,
@@ -79,7 +79,7 @@ def _open_bare(path: Path, unwrapped: Unwrapped, num_heads: int | None) -> Check
         notes=notes + network.notes + tokenizer_notes + vocabulary_notes(tokenizer, config),
         warnings=warnings + tokenizer_warnings,
         digest=file_digest(path),
-        stored=count_types((str(t.dtype).removeprefix("torch."), t.numel()) for t in state.values()),
+        stored=count_dtypes(state.values()),
         read=weights_of(path, list(network.parts)),
     )
 
