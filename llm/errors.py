@@ -59,11 +59,10 @@ class RequestError(CauserieError):
 class ContextLengthExceeded(RequestError):
     """The prompt leaves no room for a single new token within `limit` positions."""
 
-    def __init__(self, num_prompt_tokens: int, limit: int, max_tokens: int | None = None) -> None:
-        asked = f" and max_tokens is {max_tokens}" if max_tokens is not None else ""
+    def __init__(self, num_prompt_tokens: int, limit: int) -> None:
         super().__init__(
             f"This model's maximum context length is {limit} tokens, prompt and reply together; "
-            f"the prompt has {num_prompt_tokens} tokens{asked}. Shorten the messages, "
+            f"the prompt has {num_prompt_tokens} tokens. Shorten the messages, "
             'or send "truncation": "drop_oldest".',
             param="messages",
             code="context_length_exceeded",

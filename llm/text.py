@@ -93,7 +93,7 @@ class TextModel:
         """
         room = self.max_model_len - num_prompt_tokens
         if room < 1:
-            raise ContextLengthExceeded(num_prompt_tokens, self.max_model_len, max_tokens)
+            raise ContextLengthExceeded(num_prompt_tokens, self.max_model_len)
         wanted = max_tokens if max_tokens is not None else self.defaults.max_tokens
         return room if wanted is None else min(wanted, room)
 

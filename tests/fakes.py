@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from llm.chat.template import PlainTemplate
+from llm.chat.template import ChatTemplate, PlainTemplate
 from llm.config import EngineConfig, GenerationDefaults, ModelConfig, SamplingParams
 from llm.engine import Engine, EngineStats
 from llm.errors import EngineError, EngineStopped
@@ -108,7 +108,7 @@ class ScriptedModel:
         self.name, self.source, self.fingerprint = name, "scripted.pt", "fp_scripted"
         self.created = 1700000000
         self.tokenizer = ByteTokenizer()
-        self.template = PlainTemplate()
+        self.template: ChatTemplate = PlainTemplate()
         self.defaults = defaults or GenerationDefaults(temperature=0.5, top_k=40, stop=("\n",))
         self.max_model_len = max_model_len
         self.prompts: list[list[int]] = []

@@ -8,6 +8,7 @@ import pytest
 
 from llm.checkpoint import find_checkpoint, open_checkpoint, save_folder, save_state_dict
 from llm.checkpoint.hf.open import open_hf_folder
+from llm.checkpoint.record import file_digest, files_digest
 from llm.config import COURSE_DEFAULTS
 from llm.errors import CheckpointError
 from llm.tokenizer import ByteTokenizer
@@ -121,3 +122,24 @@ def test_a_folder_that_holds_one_file_gives_it_its_name(tmp_path: Path) -> None:
     save_state_dict(folder / "model_2.pt", tiny_model())
     with pytest.raises(CheckpointError, match="holds 2 models, name one: model_2.pt, model_sft.pt"):
         open_checkpoint(folder)
+
+
+def test_a_large_file_is_known_by_samples_and_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm.checkpoint.record.WHOLE_DIGEST_BYTES", 1000)
+    monkeypatch.setattr("llm.checkpoint.record.DIGEST_SAMPLES", 4)
+    monkeypatch.setattr("llm.checkpoint.record.DIGEST_SAMPLE_BYTES", 100)
+
+    def digest(content: bytes) -> str:
+        (tmp_path / "file").write_bytes(content)
+        return file_digest(tmp_path / "file")
+
+    zeros = digest(bytes(1001))
+    changed = [digest(bytes(at) + b"x" + bytes(1000 - at)) for at in (0, 350, 1000)]
+    assert len({zeros, *changed, digest(bytes(1002)), digest(bytes(1000))}) == 6
+    assert digest(bytes(150) + b"x" + bytes(850)) == zeros, "between the samples"
+    other = tmp_path / "other"
+    other.write_bytes(b"other")
+    both = files_digest([tmp_path / "file", other])
+    assert both not in (zeros, files_digest([other, tmp_path / "file"])) and len(both) == len(zeros) == 16

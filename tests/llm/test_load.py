@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from llm.checkpoint import open_checkpoint
-from llm.config import SamplingParams
+from llm.checkpoint import open_checkpoint, save_folder
+from llm.config import COURSE_DEFAULTS, SamplingParams
 from llm.errors import DeviceError, OptionError
 from llm.generate import generate_cached
 from llm.load import engine_config, load_text_model
-from llm.placement import kv_room, resolve_devices, resolve_dtype
+from llm.placement import kv_bytes_per_token, kv_room, resolve_devices, resolve_dtype
 from llm.runner.eager import EagerRunner
+from llm.tokenizer import ByteTokenizer
 from tests.fakes import tiny_model
 
 
@@ -112,9 +113,14 @@ def test_little_memory_lowers_the_pool_then_the_context(
         engine_config(checkpoint, kv_room=0)
 
 
-def test_room_is_what_the_weights_leave(tiny_folder: Path) -> None:
+def test_room_is_what_the_weights_leave(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = open_checkpoint(tiny_folder)
     place = (torch.device("cpu"), torch.float32)
+    weights = 4 * tiny_model(num_positions=256).num_parameters()
+    per_token = kv_bytes_per_token(checkpoint.config, torch.float32)
+    monkeypatch.setattr("llm.placement.free_memory", lambda device: 2 * (weights + 160 * per_token))
+    assert kv_room(checkpoint, [place], 0.5) == 160
+    monkeypatch.undo()
     one, half = kv_room(checkpoint, [place], 0.5), kv_room(checkpoint, [place], 0.25)
     assert one % 16 == 0 and half == pytest.approx(one / 2, rel=0.1)
     assert kv_room(checkpoint, [place, place], 0.5) == pytest.approx(half, rel=0.1), "two copies, one memory"
@@ -146,3 +152,13 @@ def test_cuda_serves_in_bfloat16(tiny_folder: Path) -> None:
     runner = model.engines[0].runner
     assert isinstance(runner, EagerRunner)
     assert (runner.device.type, runner.kv.pool.dtype) == ("cuda", torch.bfloat16)
+
+
+def test_a_rotary_table_is_as_long_as_sequences_can_get(tmp_path: Path) -> None:
+    shape = {"norm": "rms", "activation": "swiglu", "rope_theta": 10000.0, "num_positions": 1 << 24}
+    for name, model in (("rotary", tiny_model(**shape)), ("learned", tiny_model())):
+        save_folder(tmp_path / name, model, ByteTokenizer(), "plain", COURSE_DEFAULTS, [], "")
+        loaded = load_text_model(open_checkpoint(tmp_path / name), devices="cpu", max_model_len=32)
+        runner = loaded.engines[0].runner
+        assert isinstance(runner, EagerRunner)
+        assert runner.model.config.num_positions == (32 if name == "rotary" else 64)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -95,3 +98,29 @@ def test_a_pool_larger_than_the_machine_is_refused_in_one_line() -> None:
     huge = EngineConfig(max_model_len=1 << 24, max_num_seqs=64, max_num_batched_tokens=64)
     with pytest.raises(OptionError, match=r"needs .* GB, more than cpu has: lower --max-"):
         PagedKV(MODEL, huge, torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the process's memory from /proc")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_pool_takes_memory_only_as_blocks_are_written(dtype: torch.dtype) -> None:
+    """Else a small model with a long context fills gigabytes, and seconds, before its first request."""
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    before = resident()
+    kv = PagedKV(MODEL, EngineConfig(max_model_len=1 << 16), torch.device("cpu"), dtype)
+    assert kv.pool.dtype == dtype and kv.num_bytes >= 128 << 20
+    assert resident() - before < 16 << 20
+    assert not kv.pool[:, :, ::997].any()
+
+
+@pytest.mark.parametrize("window", [5, 6, 7])
+def test_a_window_that_hides_one_token_hides_it(window: int) -> None:
+    """A decoder with six tokens, alone in its step: the fast path that sees everything begins at six."""
+    generator = torch.Generator().manual_seed(1)
+    kv, oracle = PagedKV(MODEL, ENGINE, torch.device("cpu"), torch.float64), ConcatCache()
+    for start, length in ((0, 5), (5, 1)):
+        q, k, v = random_qkv(length, generator)
+        out = PagedStep(kv, [[3, 1]], [start], [length]).attend(0, q, k, v, window)
+        assert torch.allclose(out, oracle.attend(0, q[None], k[None], v[None], window)[0], atol=1e-12)

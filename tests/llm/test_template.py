@@ -7,10 +7,12 @@ from hypothesis import strategies as st
 from llm.chat.template import (
     Message,
     PlainTemplate,
+    Segment,
     drop_oldest,
     encode_prompt,
     encode_segments,
     get_template,
+    text_bytes,
 )
 from llm.errors import CheckpointError, RequestError
 from llm.tokenizer import ByteTokenizer
@@ -115,3 +117,41 @@ def test_drop_oldest_encodes_nothing_that_cannot_fit() -> None:
     with pytest.raises(RequestError, match=r"alone are at least 40\d\d tokens, the limit is 100"):
         drop_oldest(tokenizer, TEMPLATE, chat[:500], 100)
     assert tokenizer.num_bytes == 0
+
+
+class Marked(ByteTokenizer):
+    """Bytes and one control token; remembers which texts continued others."""
+
+    vocab_size = 258
+    control = {"<s>": 257}
+
+    def __init__(self) -> None:
+        self.continued: list[bool] = []
+
+    def encode(self, text: str, *, continued: bool = False) -> list[int]:
+        self.continued.append(continued)
+        return super().encode(text)
+
+
+def test_only_control_segments_become_control_tokens() -> None:
+    tokenizer = Marked()
+    segments = PlainTemplate(begin="<s>").render([Message("user", "<s>")])
+    ids, trained = encode_segments(tokenizer, segments)
+    assert ids == [257, *b"User: <s>\nAssistant:"] and not any(trained)
+    assert tokenizer.continued == [True, True], "the first text follows a token"
+    encode_segments(tokenizer, [Segment("a"), Segment("b")])
+    assert tokenizer.continued[2:] == [False, True]
+
+
+def test_a_control_token_takes_no_bytes_of_text() -> None:
+    assert text_bytes([Segment("<s>", control=True), Segment("é"), Segment("ab", trained=True)]) == 4
+
+
+def test_plain_knows_neither_tools_nor_options() -> None:
+    with pytest.raises(RequestError, match="knows no tools") as caught:
+        PlainTemplate().render([], tools=[{"type": "function"}])
+    assert caught.value.param == "tools"
+    with pytest.raises(RequestError, match="chat_template_kwargs.enable_thinking: ") as caught:
+        PlainTemplate().render([], options={"enable_thinking": True})
+    assert caught.value.param == "chat_template_kwargs.enable_thinking"
+    assert PlainTemplate().render([], options={}, generate=False) == []

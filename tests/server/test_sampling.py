@@ -11,7 +11,14 @@ from server.api.sampling import limit_tokens
 from tests.fakes import ScriptedModel
 from tests.server.wire import CHAT, HELLO, app_of, call
 
-DEFAULTS = GenerationDefaults(temperature=0.8, top_k=50, top_p=0.9, max_tokens=160, stop=("\nUser:",))
+DEFAULTS = GenerationDefaults(
+    temperature=0.8,
+    top_k=50,
+    top_p=0.9,
+    max_tokens=160,
+    stop=("\nUser:",),
+    stop_token_ids=frozenset({7}),
+)
 
 
 def drawn(fields: dict[str, Any], **settings: Any) -> Any:
@@ -30,7 +37,7 @@ def test_what_is_not_sent_comes_from_the_checkpoint(fields: dict[str, Any]) -> N
     params = drawn(fields)
     assert (params.temperature, params.top_k, params.top_p, params.max_tokens) == (0.8, 50, 0.9, 160)
     assert params.stop == ("\nUser:",)
-    assert params.stop_token_ids == {256}
+    assert params.stop_token_ids == {7, 256}, "the checkpoint's ends and the tokenizer's"
 
 
 @pytest.mark.parametrize(
@@ -55,7 +62,7 @@ def test_what_is_not_sent_comes_from_the_checkpoint(fields: dict[str, Any]) -> N
         ({"ignore_eos": True}, "stop", ()),
         ({"ignore_eos": True, "stop": "X"}, "stop", ("X",)),
         ({"ignore_eos": True}, "stop_token_ids", frozenset()),
-        ({"ignore_eos": False}, "stop_token_ids", frozenset({256})),
+        ({"ignore_eos": False}, "stop_token_ids", frozenset({7, 256})),
     ],
 )
 def test_what_is_sent_is_what_is_drawn(fields: dict[str, Any], name: str, value: object) -> None:

@@ -106,6 +106,22 @@ def test_several_checkpoints_each_answer_to_their_name(tmp_path: Path) -> None:
     assert two.status == 404 and "one, mine" in two.json["error"]["message"]
 
 
+def test_several_models_share_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one", "two"):
+        save_folder(tmp_path / name, tiny_model(), ByteTokenizer(), "plain", COURSE_DEFAULTS, [], "A test.")
+    monkeypatch.setattr("llm.placement.free_memory", lambda device: 400 << 10)
+    alone, *pair = (
+        one.model.stats()[0].num_blocks
+        for names in (["one"], ["one", "two"])
+        for one in load(load_settings(arguments(tmp_path, names)))
+    )
+    assert 0 < pair[0] == pair[1] < alone / 2, "half of the memory each, weights included"
+
+
+def arguments(folder: Path, names: list[str]) -> list[str]:
+    return ["--device", "cpu", *(word for name in names for word in ("--checkpoint", str(folder / name)))]
+
+
 def test_names_that_clash_or_say_nothing_are_refused(tiny_folder: Path) -> None:
     def refusal(*argv: str) -> str:
         with pytest.raises(CauserieError) as caught:
