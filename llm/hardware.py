@@ -52,7 +52,7 @@ def usable_memory(cgroup: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
         return total
 
 
-def free_memory(device: torch.device) -> int:
+def free_memory(device: torch.device, cgroup: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
     """Bytes that this process may still take there: an estimate, since others take them too."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -61,8 +61,21 @@ def free_memory(device: torch.device) -> int:
         lines = Path("/proc/meminfo").read_text().splitlines()
         available = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
-        available = usable_memory()
-    return min(available, usable_memory())
+        available = usable_memory(cgroup)
+    return max(min(available, usable_memory(cgroup) - _held_in_container(cgroup)), 0)
+
+
+def _held_in_container(cgroup: Path) -> int:
+    """Bytes of a container's limit that are taken, this process's too, but for pages of files it can drop."""
+    try:
+        held = int(cgroup.with_name("memory.current").read_text())
+    except (OSError, ValueError):
+        return 0
+    try:
+        stat = dict(line.split() for line in cgroup.with_name("memory.stat").read_text().splitlines())
+        return max(held - int(stat["inactive_file"]), 0)
+    except (OSError, ValueError, KeyError):
+        return held
 
 
 def read_bandwidth(device: torch.device, megabytes: int = 256, repeats: int = 5) -> float:

@@ -57,7 +57,10 @@ def engine_config(
         raise OptionError(f"--max-model-len {max_model_len} exceeds the model's {positions} positions")
     length = positions if max_model_len is None else max_model_len
     if kv_room is not None and num_blocks is None:
-        if kv_room < length and max_model_len is None:
+        if kv_room < (2 if max_model_len is None else length):
+            asked = "too few to serve it" if max_model_len is None else f"fewer than --max-model-len {length}"
+            raise OptionError(f"memory holds {kv_room} tokens beside the model's weights, {asked}")
+        if kv_room < length:
             length = kv_room
             log.warning(
                 "memory holds %d tokens, the model has %d positions: max_model_len is lowered",

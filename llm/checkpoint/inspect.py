@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         path = options.path or find_checkpoint(Path.cwd())[0]
         print(inspect(open_checkpoint(path, num_heads=options.n_head), options.max_num_seqs))
-    except CheckpointError as error:
+    except (CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -53,13 +54,15 @@ class PagedKV:
 
 def _allocate(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     """Zeros, or a line that names what to lower. A CPU hands out memory it does not have, so that is compared
-    first.
+    first; there a page counts once it is written, since torch's own zeros would fill gigabytes at the start.
     """
     num_bytes = math.prod(shape) * dtype.itemsize
     try:
-        if device.type == "cpu" and num_bytes > usable_memory():
+        if device.type != "cpu":
+            return torch.zeros(shape, device=device, dtype=dtype)
+        if num_bytes > usable_memory():
             raise MemoryError
-        return torch.zeros(shape, device=device, dtype=dtype)
+        return torch.from_numpy(np.zeros(num_bytes, np.uint8)).view(dtype).view(shape)
     except (RuntimeError, MemoryError):  # torch's out-of-memory errors are RuntimeErrors
         raise OptionError(
             f"a KV cache of {shape[2]} blocks of {shape[3]} tokens needs {num_bytes / 1e9:.1f} GB, "

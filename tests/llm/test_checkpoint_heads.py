@@ -178,3 +178,23 @@ def test_no_evidence_in_sizes_that_are_alike() -> None:
 )
 def test_numbers_of_heads_that_fit(width: int, rows: int, counts: list[tuple[int, int]]) -> None:
     assert head_counts(width, rows) == counts
+
+
+def test_a_half_precision_head_is_never_a_float32_matrix_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the largest matrix by far: a copy of it would be half of what is held while opening."""
+    state = {name: tensor.half() for name, tensor in state_of(tiny_model(width=64, num_heads=2)).items()}
+    network = network_of(state)
+    whole = heads.paragraph_losses(network, ByteTokenizer(), [(1, 1), (2, 2)])
+    copied: list[int] = []
+    linear = F.linear
+
+    def watched(x: Tensor, weight: Tensor, *rest: Tensor) -> Tensor:
+        copied.append(len(weight))
+        return linear(x, weight, *rest)
+
+    monkeypatch.setattr(heads.F, "linear", watched)
+    monkeypatch.setattr(heads, "HEAD_ROWS", 50)
+    parts = heads.paragraph_losses(network, ByteTokenizer(), [(1, 1), (2, 2)])
+    assert parts == pytest.approx(whole)
+    assert copied.count(50) >= 2 * (network.config.vocab_size // 50)
+    assert network.config.vocab_size not in copied

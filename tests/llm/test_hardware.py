@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llm.hardware import describe, read_bandwidth, usable_cores, usable_memory
+from llm.hardware import describe, free_memory, read_bandwidth, usable_cores, usable_memory
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,17 @@ def test_a_containers_limit_bounds_the_memory(tmp_path: Path) -> None:
     for text, wanted in (("max\n", machine), ("4096\n", 4096), (f"{1 << 60}\n", machine)):
         file.write_text(text)
         assert usable_memory(file) == wanted
+
+
+def test_what_a_container_holds_already_is_not_free(tmp_path: Path) -> None:
+    """Its limit counts this process too; pages of files it has read make room for others."""
+    cpu, limit = torch.device("cpu"), tmp_path / "memory.max"
+    assert free_memory(cpu, limit) > 1 << 26, "no container"
+    limit.write_text("100000\n")
+    assert free_memory(cpu, limit) == 100_000, "a kernel that does not say more"
+    (tmp_path / "memory.current").write_text("70000\n")
+    assert free_memory(cpu, limit) == 30_000
+    (tmp_path / "memory.stat").write_text("anon 20000\ninactive_file 50000\nactive_file 0\n")
+    assert free_memory(cpu, limit) == 80_000
+    (tmp_path / "memory.current").write_text("250000\n")
+    assert free_memory(cpu, limit) == 0

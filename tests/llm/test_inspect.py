@@ -61,3 +61,9 @@ def test_what_cannot_be_served_is_one_line(tmp_path: Path, capsys: pytest.Captur
     assert main([str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"error: {tmp_path}: ") and error.count("\n") == 1
+
+
+def test_a_path_the_system_refuses_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["a" * 300]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "aaa" in error and error.count("\n") == 1

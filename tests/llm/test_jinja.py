@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm.chat.jinja import ALLOWED_OPTIONS, ControlTokens, JinjaTemplate
-from llm.chat.template import Message, Segment
+from llm.chat.template import ChatTemplate, Message, PlainTemplate, Segment
 from llm.errors import CheckpointError, RequestError
 
 LLAMA_2 = """{% if messages[0]['role'] == 'system' %}
@@ -237,7 +237,7 @@ def test_the_text_is_what_transformers_writes(
     given: dict[str, Any] = {
         "generate": generate,
         "tools": [WEATHER, WEATHER] if tools else [],
-        "options": options,
+        "options": options if "enable_thinking" in FAMILIES[name][0] else {},
     }
     segments = TEMPLATES[name].render(messages, **given)
     assert joined(segments) == reference(FAMILIES[name][0], messages, **given)
@@ -397,6 +397,20 @@ def test_options_are_of_a_list(option: str, value: object, message: str) -> None
         TEMPLATES["Qwen 3"].render([Message("user", "hi")], options={option: value})
     assert message in str(error.value)
     assert error.value.param == f"chat_template_kwargs.{option}"
+
+
+def test_an_option_the_template_does_not_know_is_refused() -> None:
+    for options in ({"enable_thinking": False}, {"enable_thinking": True, "thinking": True}):
+        with pytest.raises(RequestError, match="enable_thinking: this model's chat template knows no such"):
+            TEMPLATES["SmolLM 2"].render([Message("user", "hi")], options=options)
+
+
+@pytest.mark.parametrize("template", [TEMPLATES["SmolLM 2"], PlainTemplate()])
+def test_an_options_name_cannot_break_the_line(template: ChatTemplate) -> None:
+    with pytest.raises(RequestError) as error:
+        template.render([Message("user", "hi")], options={"a\nERROR:\x1b\u2028" + "b" * 1000: 1})
+    assert error.value.param == "chat_template_kwargs.a?ERROR:??" + "b" * 54
+    assert str(error.value).isprintable() and len(str(error.value)) < 200
 
 
 def test_every_allowed_option_reaches_the_template() -> None:

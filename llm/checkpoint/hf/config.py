@@ -79,6 +79,8 @@ def read_hf_config(values: dict[str, object], where: str) -> tuple[ModelConfig, 
         inner = fields.inner("quantization_config")
         method = inner.text("quant_method") if "quant_method" in inner else "unknown"
         fields.refuse(f"quantization_config: weights quantised by {method[:64]!r} are not supported")
+    if fields.says("is_causal") and fields.take("is_causal") is not True:
+        fields.refuse("is_causal is not true: not a model that writes text")
     notes = ["config: ignored auto_map: no code of a checkpoint is run"] if "auto_map" in fields else []
     try:
         if model_type == "gpt2":

@@ -43,6 +43,9 @@ CLEAR = 20.0
 MAX_WEIGHTS = 1_500_000_000
 """In a larger model no losses are computed: they would take minutes."""
 
+HEAD_ROWS = 4096
+"""Of the head, converted at a time."""
+
 Counts = tuple[int, int]
 """Query heads, and key/value heads."""
 
@@ -120,8 +123,13 @@ def paragraph_losses(network: Network, tokenizer: Tokenizer, counts: list[Counts
     with torch.device("meta"):
         norm = make_norm(network.config)
     norm.load_state_dict(_module_weights(network, "norm."), assign=True)
-    head = network.parts.get("head.weight", {None: tokens})[None].float()
-    return {c: _loss(F.linear(norm(stream[0, :-1]), head), ids[1:]) for c, stream in streams.items()}
+    head = network.parts.get("head.weight", {None: tokens})[None]
+    return {c: _loss(_logits(norm(stream[0, :-1]), head), ids[1:]) for c, stream in streams.items()}
+
+
+def _logits(hidden: Tensor, head: Tensor) -> Tensor:
+    """(T, C) and (V, C) → (T, V). The largest matrix by far: of another type it is converted in stretches."""
+    return torch.cat([F.linear(hidden, rows.float()) for rows in torch.split(head, HEAD_ROWS)], dim=-1)
 
 
 def _module_weights(network: Network, prefix: str) -> dict[str, Tensor]:
