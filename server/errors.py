@@ -105,6 +105,8 @@ def field_error(error: ValidationError) -> ApiError:
     if kind == "literal_error":
         return invalid(f"{path} must be one of {context['expected']}, got {given}", path)
     reason = _REASONS.get(kind)
+    if kind == "too_long":  # of an object pydantic does not say how long it is
+        context = {**context, "actual_length": len(first["input"])}
     if reason is not None:
         return invalid(f"{path} must be {reason.format(**context)}, got {given}", path, _code(kind))
     return invalid(f"{path}: {first['msg']}, got {given}", path, _code(kind))

@@ -24,7 +24,7 @@ from llm.chat.sandbox.marked import TRAINED, USER, by_user, flags_of, plain
 from llm.chat.sandbox.meter import Meter, Overrun
 from llm.chat.sandbox.program import Program
 from llm.chat.sandbox.rewrite import TemplateFailure
-from llm.chat.template import Message, Segment
+from llm.chat.template import Message, Segment, option_param
 from llm.errors import CheckpointError, RequestError
 
 ALLOWED_OPTIONS: Mapping[str, tuple[object, ...]] = {
@@ -118,7 +118,7 @@ class JinjaTemplate:
         Raises:
             RequestError: an option is not allowed, or the template refuses the conversation.
         """
-        check_options(options or {})
+        check_options(options or {}, self._program.names)
         try:
             given = [_by_user(tool) for tool in tools] or None
             text = self._write(messages, generate, given, options or {})
@@ -194,14 +194,17 @@ class ControlTokens:
                 position += length or 1
 
 
-def check_options(options: Mapping[str, object]) -> None:
-    """Refuse what is not in ALLOWED_OPTIONS.
+def check_options(options: Mapping[str, object], names: Collection[str]) -> None:
+    """Refuse what is not in ALLOWED_OPTIONS, and what the template would not notice.
+
+    Args:
+        names: variables of the template.
 
     Raises:
         RequestError: names the option.
     """
     for name, value in options.items():
-        param = f"chat_template_kwargs.{name}"[:100]
+        param = option_param(name)
         if name not in ALLOWED_OPTIONS:
             known = ", ".join(ALLOWED_OPTIONS)
             raise RequestError(f"{param}: this option is not known, known: {known}", param=param)
@@ -209,6 +212,8 @@ def check_options(options: Mapping[str, object]) -> None:
         if not any(type(value) is type(choice) and value == choice for choice in allowed):
             choices = " or ".join(str(c).lower() if isinstance(c, bool) else repr(c) for c in allowed)
             raise RequestError(f"{param}: expected {choices}", param=param)
+        if name not in names:
+            raise RequestError(f"{param}: this model's chat template knows no such option", param=param)
 
 
 def _texts(text: str, flags: bytes, start: int, end: int) -> Iterator[Segment]:

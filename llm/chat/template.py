@@ -134,8 +134,14 @@ def refuse_options(
     if tools:
         raise RequestError(f"this model's chat template ({name}) knows no tools", param="tools")
     if options:
-        option = f"chat_template_kwargs.{next(iter(options))}"
+        option = option_param(next(iter(options)))
         raise RequestError(f"{option}: this model's chat template ({name}) knows no options", param=option)
+
+
+def option_param(name: str) -> str:
+    """An option's JSON path, fit for a line of the log whatever a client calls it."""
+    shown = "".join(char if char.isprintable() else "?" for char in name[:64])
+    return f"chat_template_kwargs.{shown}"
 
 
 def get_template(name: str, default_system: str | None = None) -> PlainTemplate:

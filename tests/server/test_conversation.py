@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
 
+from llm.chat.jinja import JinjaTemplate
 from llm.chat.template import Message, encode_prompt
 from server.api.conversation import IN_THREAD_BYTES
 from tests.fakes import ScriptedModel
@@ -123,6 +125,21 @@ def test_drop_oldest_uses_the_replys_room_before_it_gives_up() -> None:
     assert (answer.status, answer.error["code"]) == (400, "context_length_exceeded")
 
 
+def test_what_to_drop_is_found_in_a_worker() -> None:
+    """A thousand short messages are rendered a dozen times: other streams must not wait for that."""
+    model, threads = ScriptedModel(max_model_len=80), []
+    render = model.template.render
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        threads.append(threading.get_ident())
+        return render(*args, **kwargs)
+
+    model.template.render = noted  # type: ignore[method-assign]
+    body = {"messages": [*OLD, turn("user", "last")], "truncation": "drop_oldest"}
+    assert call(app_of(model), CHAT, body).status == 200
+    assert len(threads) > 2 and threads.count(threading.get_ident()) == 1
+
+
 def test_without_truncation_nothing_is_dropped() -> None:
     for truncation in ("error", None):
         _, answer = prompt_of([*OLD, turn("user", "last")], max_model_len=80, truncation=truncation)
@@ -140,3 +157,88 @@ def test_apply_template_is_the_prompt_of_chat() -> None:
     )
     expected = encode_prompt(model.tokenizer, model.template, [Message("system", "s"), Message("user", "hi")])
     assert model.prompts[0] == expected
+
+
+THINKING = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if enable_thinking %}<think>{% endif %}"
+)
+
+
+@pytest.mark.parametrize("truncation", ["error", "drop_oldest"])
+def test_options_reach_the_template(truncation: str) -> None:
+    model = ScriptedModel()
+    model.template = JinjaTemplate(THINKING)
+    body = {"messages": [turn("user", "hi")], "truncation": truncation}
+    for options in (None, {}, {"enable_thinking": False}, {"enable_thinking": True}):
+        assert call(app_of(model), CHAT, body | {"chat_template_kwargs": options}).status == 200
+    prompts = [model.tokenizer.decode(prompt) for prompt in model.prompts]
+    assert prompts == ["user: hi\n"] * 3 + ["user: hi\n<think>"]
+    asked = {"messages": body["messages"], "chat_template_kwargs": {"enable_thinking": True}}
+    assert call(app_of(model), "/apply-template", asked).json["prompt"] == "user: hi\n<think>"
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"foo": 1}, "chat_template_kwargs.foo"),
+        ({"messages": []}, "chat_template_kwargs.messages"),
+        ({"enable_thinking": "yes"}, "chat_template_kwargs.enable_thinking"),
+        ({"tokenize": True}, "chat_template_kwargs.tokenize"),
+        ("enable_thinking", "chat_template_kwargs"),
+        ({f"option{i}": True for i in range(17)}, "chat_template_kwargs"),
+    ],
+)
+def test_options_outside_the_list_are_refused(options: object, param: str) -> None:
+    model = ScriptedModel()
+    model.template = JinjaTemplate(THINKING)
+    body = {"messages": [turn("user", "hi")], "chat_template_kwargs": options}
+    answer = call(app_of(model), CHAT, body)
+    assert (answer.status, answer.json["error"]["param"]) == (400, param)
+    assert not model.prompts
+
+
+def test_a_template_without_options_refuses_them() -> None:
+    _, answer = prompt_of([turn("user", "hi")], chat_template_kwargs={"enable_thinking": True})
+    assert answer.status == 400 and "knows no options" in answer.json["error"]["message"]
+
+
+STRICT = """
+{%- for m in messages %}
+{%- if (m.role == 'user') != (loop.index0 % 2 == 0) %}
+{{- raise_exception('roles must alternate\\nuser/assistant, not ' + m.role) }}
+{%- endif %}
+{{- '[' + m.role + ']' + m.content }}
+{%- endfor %}"""
+
+
+@pytest.mark.parametrize("roles", ["system", "assistant", "user user", "user assistant system"])
+def test_a_conversation_its_template_refuses_is_a_400_in_the_templates_words(roles: str) -> None:
+    model = ScriptedModel()
+    model.template = JinjaTemplate(STRICT)
+    last = roles.split()[-1]
+    for path in (CHAT, "/apply-template"):
+        for more in ({}, {"stream": True}, {"truncation": "drop_oldest"}):
+            answer = call(app_of(model), path, {"messages": [turn(r, "x") for r in roles.split()], **more})
+            assert (answer.status, answer.error["param"]) == (400, "messages")
+            assert (
+                f"refuses this conversation: roles must alternate user/assistant, not {last}"
+                in (answer.error["message"])
+            )
+    assert call(app_of(model), CHAT, {"messages": [turn("user", "x")]}).status == 200
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"enable_thinking": False}, "enable_thinking: this model's chat template knows no such option"),
+        ({"a\nERROR: b": 1}, "chat_template_kwargs.a?ERROR: b: this option"),
+        ({f"k{i}": 1 for i in range(17)}, "chat_template_kwargs must be at most 16 long (it has 17)"),
+    ],
+)
+def test_a_refused_option_is_named_in_one_line(options: Any, words: str) -> None:
+    model = ScriptedModel()
+    model.template = JinjaTemplate(STRICT)
+    for path in (CHAT, "/apply-template"):
+        answer = call(app_of(model), path, {"messages": [turn("user", "x")], "chat_template_kwargs": options})
+        assert answer.status == 400 and words in answer.error["message"]

@@ -16,9 +16,13 @@ import openai
 import pytest
 from torch import Tensor
 
+from llm.checkpoint import save_state_dict
 from llm.scheduler import Batch
+from server.settings import load_settings
+from server.startup import load
 from tests.fakes import Gate, ScriptedModel, tiny_model, tiny_text_model
 from tests.server.wire import CHAT, HELLO, app_of, live
+from tests.torch_writers import retag
 
 MESSAGES: Any = HELLO["messages"]
 
@@ -177,3 +181,57 @@ def test_sdk_raises_on_an_error_frame_and_does_not_retry() -> None:
                     model="default", messages=MESSAGES
                 )
     assert len(model.prompts) == len(early.prompts) == 1, "a poisonous request is not sent again"
+
+
+COURSE = {"vocab_size": 50257, "num_positions": 64, "num_layers": 4, "num_heads": 4, "num_kv_heads": 4}
+OVERHEAD = 13
+COURSE |= {"width": 128, "ffn_width": 512, "tied_head": False}
+
+
+@pytest.fixture(scope="module")
+def course_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The course's file, saved from a GPU, with nothing beside it, served with one flag."""
+    path = tmp_path_factory.mktemp("course") / "model_sft.pt"
+    save_state_dict(path, tiny_model(**COURSE))
+    retag(path, "cuda:0")
+    (loaded,) = load(load_settings(["--checkpoint", str(path)]))
+    with live(app_of(loaded.model)) as address:
+        yield address
+
+
+def say(url: str, num_words: int, **fields: Any) -> Any:
+    """The answer to that many words, each a token; the template adds OVERHEAD, its system line among them."""
+    body = {"messages": [{"role": "user", "content": "a" + " a" * (num_words - 1)}], "temperature": 0}
+    return httpx.post(url + CHAT, json=body | {"ignore_eos": True} | fields, timeout=60)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("num_words", "shown"), [(51, "has 64 tokens"), (400, "has 413 tokens"), (100_000, "bytes")]
+)
+def test_a_course_files_prompt_that_is_too_long(
+    course_url: str, num_words: int, shown: str, stream: bool
+) -> None:
+    answer = say(course_url, num_words, stream=stream)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", "messages")
+    assert "64 tokens" in error["message"] and shown in error["message"]
+
+
+@pytest.mark.parametrize("max_tokens", [None, 64, 65, 100_000])
+@pytest.mark.parametrize("num_words", [1, 30, 50])
+def test_a_course_files_reply_ends_where_its_positions_end(
+    course_url: str, num_words: int, max_tokens: int | None
+) -> None:
+    whole = say(course_url, num_words, max_tokens=max_tokens).json()
+    assert whole["choices"][0]["finish_reason"] == "length"
+    assert whole["usage"]["prompt_tokens"] == num_words + OVERHEAD
+    assert whole["usage"]["total_tokens"] == 64
+    streamed = say(course_url, num_words, max_tokens=max_tokens, stream=True)
+    assert '"finish_reason":"length"' in streamed.text.replace(": ", ":")
+
+
+def test_a_course_files_conversation_goes_on_when_the_oldest_is_dropped(course_url: str) -> None:
+    turns = [{"role": role, "content": "a " * 20} for _ in range(9) for role in ("user", "assistant")]
+    answer = say(course_url, 1, messages=[*turns, {"role": "user", "content": "a"}], truncation="drop_oldest")
+    assert answer.status_code == 200 and int(answer.headers["x-truncated-messages"]) >= 16

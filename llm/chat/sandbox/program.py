@@ -174,6 +174,9 @@ class Program:
     Args:
         source: the template's text, at most MAX_SOURCE_CHARS.
 
+    Attributes:
+        names: every variable it mentions.
+
     Raises:
         TemplateFailure: not a template, or not one for chats.
     """
@@ -184,6 +187,7 @@ class Program:
         try:
             tree = SANDBOX.parse(source)
             check(tree)
+            self.names = frozenset(node.name for node in tree.find_all(nodes.Name))
             Rewriter().visit(tree)
             tree.set_environment(SANDBOX)
             self._template = SANDBOX.from_string(tree)
