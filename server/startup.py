@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm.chat.template import Message, encode_segments
-from llm.checkpoint import find_checkpoint, open_checkpoint, prove_prompts
+from llm.checkpoint import find_checkpoint, locate_checkpoint, open_checkpoint, prove_prompts
 from llm.checkpoint.record import expected_shapes
-from llm.errors import CheckpointError, OptionError
+from llm.errors import OptionError
 from llm.hardware import usable_cores
 from llm.load import load_text_model
 from llm.placement import resolve_devices, resolve_dtype
@@ -89,12 +89,8 @@ def _named(text: str, served_name: str | None) -> Named:
     name, equals, path = text.partition("=")
     if not equals or "/" in name or not name or Path(text).exists():
         name, path = "", text
-    found, pulled = Path(path), ROOT / "checkpoints" / path
-    if not found.exists() and not pulled.exists():
-        raise CheckpointError(
-            f"{path}: no such file or folder, here or in {pulled.parent}; `causerie pull NAME` fetches one"
-        )
-    return Named(found if found.exists() else pulled, served_name or name or None, "named by --checkpoint")
+    found = locate_checkpoint(Path(path), ROOT)
+    return Named(found, served_name or name or None, "named by --checkpoint")
 
 
 def _load(named: Named, settings: Settings, memory_share: float) -> Loaded:

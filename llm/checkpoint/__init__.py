@@ -37,6 +37,7 @@ __all__ = [
     "Sample",
     "find_checkpoint",
     "load_model",
+    "locate_checkpoint",
     "open_checkpoint",
     "prove_prompts",
     "save_folder",
@@ -175,6 +176,24 @@ def _place(weight: Weight, device: torch.device, dtype: torch.dtype) -> Tensor:
     else:
         placed.copy_(weight)
     return placed
+
+
+def locate_checkpoint(path: Path, root: Path) -> Path:
+    """The path itself, or the pulled checkpoint of that name.
+
+    Args:
+        root: the folder that holds checkpoints/.
+
+    Raises:
+        CheckpointError: neither is there.
+    """
+    pulled = root / "checkpoints" / path
+    for found in (path, pulled):
+        if found.exists():
+            return found
+    raise CheckpointError(
+        f"{path}: no such file or folder, here or in {pulled.parent}; `causerie pull NAME` fetches one"
+    )
 
 
 def find_checkpoint(root: Path) -> tuple[Path, str]:

@@ -16,11 +16,12 @@ import sys
 from pathlib import Path
 
 from llm.chat.template import Message, encode_segments
-from llm.checkpoint import find_checkpoint, open_checkpoint, prove_prompts
+from llm.checkpoint import find_checkpoint, locate_checkpoint, open_checkpoint, prove_prompts
 from llm.checkpoint.record import Checkpoint, expected_shapes
 from llm.config import ModelConfig
 from llm.errors import CheckpointError
 
+ROOT = Path(__file__).resolve().parents[2]
 QUESTION = "what is a token?"
 FLOAT32 = 4
 
@@ -108,7 +109,10 @@ def _memory(config: ModelConfig, num_parameters: int, num_sequences: int) -> str
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Say what a checkpoint is, without serving it.")
     parser.add_argument(
-        "path", nargs="?", type=Path, help="file or folder; the default checkpoint when left out"
+        "path",
+        nargs="?",
+        type=Path,
+        help="file, folder or name of a pulled one; the default checkpoint when left out",
     )
     parser.add_argument(
         "--n-head", type=int, help="query heads of a state dict, which its shapes do not tell"
@@ -118,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     options = parser.parse_args(argv)
     try:
-        path = options.path or find_checkpoint(Path.cwd())[0]
+        path = locate_checkpoint(options.path, ROOT) if options.path else find_checkpoint(ROOT)[0]
         print(inspect(open_checkpoint(path, num_heads=options.n_head), options.max_num_seqs))
     except (CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

