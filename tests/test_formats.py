@@ -20,7 +20,7 @@ from llm.kv.concat import NoCache
 from llm.model import Decoder
 from llm.tokenizer import load_tiktoken
 from tests.checkpoint_writers import LLAMA, gguf_tensors, random_weights, write_gguf
-from tests.torch_writers import byte_vocabulary, nanogpt_checkpoint, translate, write_litgpt
+from tests.torch_writers import NANOGPT, byte_vocabulary, nanogpt_checkpoint, translate, write_litgpt
 
 VOCAB = LLAMA.vocab_size
 LLAMA_CONFIG = replace(LLAMA, tied_head=False)
@@ -46,18 +46,6 @@ HF_LLAMA = {
     "ffn_norm": "post_attention_layernorm",
     **{f"attn_{part}": f"self_attn.{part}_proj" for part in "qkv"},
     **{f"ffn_{part}": f"mlp.{part}_proj" for part in ("gate", "up", "down")},
-}
-HF_GPT2 = {
-    "tokens": "wte",
-    "positions": "wpe",
-    "norm": "ln_f",
-    "attention_norm": "ln_1",
-    "attention.qkv": "attn.c_attn",
-    "attention.out": "attn.c_proj",
-    "ffn_norm": "ln_2",
-    "ffn.up": "mlp.c_fc",
-    "ffn.down": "mlp.c_proj",
-    "head": "lm_head",
 }
 
 
@@ -143,7 +131,7 @@ def bare(folder: Path, model: Decoder) -> Path:
 
 
 def bare_compiled(folder: Path, model: Decoder) -> Path:
-    state = {f"_orig_mod.module.{n}": t for n, t in translate(model, HF_GPT2 | {"head": "lm_head"}).items()}
+    state = {f"_orig_mod.module.{n}": t for n, t in translate(model, NANOGPT).items()}
     torch.save(state, byte_vocabulary(folder) / "model_sft.pt")
     return folder / "model_sft.pt"
 
@@ -151,7 +139,7 @@ def bare_compiled(folder: Path, model: Decoder) -> Path:
 def bare_apart(folder: Path, model: Decoder) -> Path:
     """q, k and v of their own."""
     state: dict[str, Tensor] = {}
-    for name, tensor in translate(model, HF_GPT2).items():
+    for name, tensor in translate(model, NANOGPT).items():
         if ".c_attn." in name:
             names = [name.replace("c_attn", f"{part}_proj") for part in "qkv"]
             state |= dict(zip(names, tensor.chunk(3), strict=True))
@@ -181,7 +169,7 @@ def hf_gpt2(folder: Path, model: Decoder) -> Path:
     conv1d = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")
     state = {
         name: (tensor.t() if name.endswith(conv1d) else tensor).contiguous()
-        for name, tensor in translate(model, HF_GPT2).items()
+        for name, tensor in translate(model, NANOGPT).items()
         if name != "lm_head.weight"
     }
     save_file(state, folder / "model.safetensors")

@@ -16,7 +16,7 @@ from torch import Tensor
 from llm.config import ModelConfig
 from llm.model import Decoder
 
-_NANOGPT = {
+NANOGPT = {
     "tokens": "wte",
     "positions": "wpe",
     "norm": "ln_f",
@@ -68,7 +68,7 @@ def nanogpt_checkpoint(model: Decoder, *, compiled: bool = True, **arguments: An
     """What nanoGPT's training script hands to torch.save; `arguments` change model_args."""
     config = model.config
     prefix = "_orig_mod." if compiled else ""
-    state = {prefix + name: tensor for name, tensor in translate(model, _NANOGPT).items()}
+    state = {prefix + name: tensor for name, tensor in translate(model, NANOGPT).items()}
     return {
         "model": state,
         "optimizer": {

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from llm.adapt.quant import QuantTensor
-from llm.checkpoint.fields import MAX_JSON_BYTES, parse_object, read_bytes
 from llm.checkpoint.folder import open_folder, save_folder
 from llm.checkpoint.gguf.open import open_gguf
 from llm.checkpoint.hf.open import open_hf_folder
@@ -30,6 +29,7 @@ from llm.checkpoint.pt.open import open_state_dict, save_state_dict
 from llm.checkpoint.record import Checkpoint, Sample, Weight, is_finite, one_line, some
 from llm.checkpoint.samples import prove_prompts
 from llm.errors import CheckpointError
+from llm.fields import MAX_JSON_BYTES, parse_object, read_bytes
 from llm.model import Decoder
 
 __all__ = [

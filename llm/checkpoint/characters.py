@@ -15,9 +15,9 @@ import pickletools
 from pathlib import Path
 from typing import NoReturn
 
-from llm.checkpoint.fields import Fields, read_bytes
 from llm.checkpoint.record import one_line
 from llm.errors import CheckpointError
+from llm.fields import Fields, read_bytes
 
 MAX_META_BYTES = 1 << 20
 MAX_NUMBER = 1 << 31

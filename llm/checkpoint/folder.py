@@ -36,7 +36,6 @@ from torch import Tensor
 from llm.chat.chatml import END, ChatMLTemplate
 from llm.chat.template import ChatTemplate, get_template
 from llm.checkpoint.dialogue import read_dialogue
-from llm.checkpoint.fields import MAX_JSON_BYTES, Fields, parse_object, read_bytes
 from llm.checkpoint.hf.tokenizer import read_settings, read_text, spelling
 from llm.checkpoint.policy import dump_defaults, read_defaults
 from llm.checkpoint.record import (
@@ -60,6 +59,7 @@ from llm.checkpoint.safetensors import (
 from llm.checkpoint.samples import dump_samples, read_samples
 from llm.config import MAX_DIMENSION, GenerationDefaults, ModelConfig
 from llm.errors import CheckpointError
+from llm.fields import MAX_JSON_BYTES, Fields, parse_object, read_bytes
 from llm.model import Decoder
 from llm.tokenizer import END_OF_TEXT, ByteTokenizer, TiktokenTokenizer, Tokenizer, load_tiktoken
 from llm.tokenizer.json import load_tokenizer_json

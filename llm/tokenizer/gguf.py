@@ -18,7 +18,7 @@ from typing import Any
 from llm.errors import CheckpointError
 from llm.tokenizer import Tokenizer
 from llm.tokenizer.build import build_tokenizer
-from llm.tokenizer.library import MAX_TOKENS, SPACE
+from llm.tokenizer.hf import MAX_TOKENS, SPACE
 from llm.tokenizer.patterns import PATTERNS
 from llm.tokenizer.source import Roles
 

@@ -8,12 +8,12 @@ before anything else reads them. Refuses to know checkpoints, chat templates and
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from llm.errors import CheckpointError
+from llm.fields import parse_object, read_bytes
 from llm.tokenizer import END_OF_TEXT, Tokenizer
 from llm.tokenizer.build import build_tokenizer
 from llm.tokenizer.patterns import PATTERNS
@@ -109,43 +109,14 @@ def _added_by_config(
     return list(added.values())
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        if not path.is_file():
-            raise CheckpointError(f"{path}: no such file")
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-    if len(data) > MAX_BYTES:
-        raise CheckpointError(f"{path}: larger than the limit of {MAX_BYTES} bytes")
-    return data
-
-
 def _read_object(path: Path) -> dict[str, object]:
-    try:
-        value = json.loads(_read_bytes(path), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
-        raise CheckpointError(f"{path}: not valid JSON: {reason[:200]}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {twice[:64]!r} is given twice")
-    return values
+    return parse_object(read_bytes(path, MAX_BYTES), str(path))
 
 
 def _read_merges(path: Path) -> list[str]:
     try:
-        lines = _read_bytes(path).decode("utf-8").split("\n")  # not splitlines: U+0085 is a byte's character
+        text = read_bytes(path, MAX_BYTES).decode("utf-8")
     except UnicodeDecodeError:
         raise CheckpointError(f"{path}: not UTF-8 text") from None
-    lines = [line.removesuffix("\r") for line in lines]
+    lines = [line.removesuffix("\r") for line in text.split("\n")]  # not splitlines: U+0085 is a character
     return [line for n, line in enumerate(lines) if line and not (n == 0 and line.startswith("#version"))]

@@ -17,7 +17,7 @@ from typing import Any
 from llm.errors import CheckpointError
 from llm.tokenizer.added import AddedToken
 from llm.tokenizer.byte_level import Merge
-from llm.tokenizer.library import MAX_TOKENS
+from llm.tokenizer.hf import MAX_TOKENS
 
 MAX_LENGTH = 1 << 16
 """Characters of a token: merging a much longer one takes gigabytes."""

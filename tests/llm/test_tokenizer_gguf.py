@@ -8,7 +8,7 @@ from llm.errors import CheckpointError
 from llm.tokenizer import TiktokenTokenizer
 from llm.tokenizer.added import replace_surrogates
 from llm.tokenizer.gguf import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, tokenizer_from_gguf
-from llm.tokenizer.library import LibraryTokenizer
+from llm.tokenizer.hf import LibraryTokenizer
 from tests.hard_text import HARD, LONG
 from tests.small_vocabularies import make_spec, reference
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from llm.checkpoint.fields import Fields
 from llm.checkpoint.record import some
 from llm.config import MAX_DIMENSION, ModelConfig
 from llm.errors import CheckpointError
+from llm.fields import Fields
 from llm.rope import linear_factors, yarn_attention_scale, yarn_factors
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")

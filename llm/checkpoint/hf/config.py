@@ -13,9 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from llm.checkpoint.fields import Fields
 from llm.checkpoint.hf.rope import MAX_HEAD_DIM, read_rope
 from llm.config import MAX_DIMENSION, Activation, ModelConfig
+from llm.fields import Fields
 
 _GELUS: dict[str, Activation] = {
     "gelu": "gelu",

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from llm.checkpoint.dialogue import Dialogue, read_dialogue
-from llm.checkpoint.fields import Fields
 from llm.checkpoint.hf.config import read_hf_config
 from llm.checkpoint.hf.tokenizer import (
     find_template,
@@ -27,6 +26,7 @@ from llm.checkpoint.hf.weights import SINGLE_FILES, find_weights, match, settle_
 from llm.checkpoint.policy import read_end_ids, read_hf_defaults
 from llm.checkpoint.record import Checkpoint, files_digest, split_warnings, vocabulary_notes
 from llm.errors import CheckpointError
+from llm.fields import Fields
 from llm.tokenizer import Tokenizer
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llm.checkpoint.fields import Fields
 from llm.checkpoint.record import some
 from llm.config import MAX_DIMENSION
+from llm.fields import Fields
 from llm.rope import linear_factors, llama3_factors, yarn_attention_scale, yarn_factors
 
 MAX_HEAD_DIM = 4096

@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from llm.checkpoint.fields import MAX_JSON_BYTES, Fields, parse_object, read_bytes
 from llm.checkpoint.vocabulary import SHIPPED_TOKENIZER
 from llm.errors import CheckpointError
+from llm.fields import MAX_JSON_BYTES, Fields, parse_object, read_bytes
 from llm.tokenizer import Tokenizer, load_tiktoken
 from llm.tokenizer.json import load_tokenizer_json, load_vocab_merges
 

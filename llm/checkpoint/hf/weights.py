@@ -20,7 +20,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llm.checkpoint.fields import Fields, parse_object, read_bytes
 from llm.checkpoint.record import count_types, expected_shapes, some
 from llm.checkpoint.safetensors import (
     READABLE,
@@ -33,6 +32,7 @@ from llm.checkpoint.safetensors import (
 from llm.checkpoint.torch_file import check_sizes, check_state, load_torch_file, read_in_turn
 from llm.config import ModelConfig
 from llm.errors import CheckpointError
+from llm.fields import Fields, parse_object, read_bytes
 
 MAX_INDEX_BYTES, MAX_SHARDS = 16 << 20, 4096
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")

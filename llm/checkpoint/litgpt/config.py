@@ -14,10 +14,10 @@ from pathlib import Path
 
 import yaml  # type: ignore[import-untyped]
 
-from llm.checkpoint.fields import Fields, read_bytes
 from llm.checkpoint.record import one_line, some
 from llm.config import MAX_DIMENSION, Activation, ModelConfig, Norm
 from llm.errors import CheckpointError
+from llm.fields import Fields, read_bytes
 from llm.rope import linear_factors, llama3_factors
 
 MAX_YAML_BYTES = 64 << 10

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from llm.checkpoint.dialogue import read_dialogue
-from llm.checkpoint.fields import Fields
 from llm.checkpoint.pt.shapes import read_network
 from llm.checkpoint.pt.wrapper import Unwrapped, weights_of
 from llm.checkpoint.record import (
@@ -28,6 +27,7 @@ from llm.checkpoint.record import (
 from llm.checkpoint.vocabulary import find_tokenizer
 from llm.config import MAX_DIMENSION, GenerationDefaults, ModelConfig
 from llm.errors import CheckpointError
+from llm.fields import Fields
 from llm.tokenizer import Tokenizer
 
 TEMPERATURE, TOP_K = 0.8, 200

@@ -23,9 +23,9 @@ def read_bytes(path: Path, limit: int) -> bytes:
     Raises:
         CheckpointError: not a regular file, unreadable or too large.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
     try:
+        if not path.is_file():
+            raise CheckpointError(f"{path}: no such file")
         with path.open("rb") as file:
             data = file.read(limit + 1)
     except OSError as error:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 
 from llm.errors import CheckpointError, RequestError
-from llm.tokenizer.library import LibraryTokenizer, check_ids
+from llm.tokenizer.hf import LibraryTokenizer, check_ids
 from tests.hard_text import HARD, hard_strings
 from tests.small_vocabularies import make_spec, reference
 
