@@ -192,6 +192,12 @@ class SamplingParams:
         top_k: keep the k most probable tokens; 0 keeps all.
         top_p: keep the smallest set of most probable tokens whose mass reaches p, the token that
             crosses p included (the field's meaning of nucleus sampling); 1 keeps all.
+        min_p: drop tokens less probable than this share of the most probable one's; 0 keeps all.
+        repetition_penalty: divides the positive logits of tokens already seen, multiplies the negative; 1 is
+            none.
+        frequency_penalty: taken from a token's logit for each time the reply has it.
+        presence_penalty: taken once from the logit of every token the reply has.
+        logit_bias: (id, amount) added to that id's logit; each id once, below the vocabulary's size.
         seed: with `choice` and the token's position it fixes every draw.
         choice: index among the n choices of one request.
         stop: strings that end the reply, matched on text and not part of it.
@@ -202,6 +208,11 @@ class SamplingParams:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int = 0
     choice: int = 0
     stop: tuple[str, ...] = ()
@@ -212,6 +223,8 @@ class SamplingParams:
         assert self.temperature >= 0.0, self.temperature
         assert self.top_k >= 0, self.top_k
         assert 0.0 < self.top_p <= 1.0, self.top_p
+        assert 0.0 <= self.min_p <= 1.0, self.min_p
+        assert self.repetition_penalty > 0.0, self.repetition_penalty
         assert "" not in self.stop
 
 
@@ -220,7 +233,7 @@ class GenerationDefaults:
     """A checkpoint's own sampling policy: what a request gets for the fields it does not send.
 
     Attributes:
-        temperature, top_k, top_p: as in SamplingParams.
+        temperature, top_k, top_p, min_p, repetition_penalty: as in SamplingParams.
         max_tokens: new tokens when the request does not say, or None for all the room left.
         stop: the template's stop strings; a request's own are added to them.
         default_system: system line of a conversation that brings none.
@@ -230,6 +243,8 @@ class GenerationDefaults:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     default_system: str | None = None

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from llm.config import EngineConfig
 from llm.errors import EngineStopped
+from llm.logits import adjust
 from llm.runner import Runner
 from llm.sampler import prepare, sample
 from llm.scheduler import Batch, Scheduler
@@ -136,8 +137,10 @@ class Engine:
 
     def _sample(self, logits: Tensor, batch: Batch) -> list[int]:
         asking = batch.asking
+        if not asking:
+            return []
         rows = prepare([s.params for s in asking], [len(s.output) for s in asking])
-        return sample(logits, rows, self.vocab_size) if asking else []
+        return sample(adjust(logits, asking, self.vocab_size), rows, self.vocab_size)
 
     def _count(self, num_tokens: int) -> None:
         self.num_steps += 1

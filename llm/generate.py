@@ -17,6 +17,7 @@ from torch import Tensor
 
 from llm.config import SamplingParams
 from llm.kv.concat import ConcatCache, NoCache
+from llm.logits import adjust_reference, is_adjusted
 from llm.model import Decoder
 from llm.sampler import sample_reference
 from llm.sequence import FinishReason
@@ -77,8 +78,11 @@ def _generate(
     assert 0 < len(prompt) < limit, f"a prompt of {len(prompt)} tokens leaves no room in {limit} positions"
     tokens = list(prompt)
     while True:
-        position = len(tokens) - len(prompt)
-        token = sample_reference(next_logits(tokens), params, position)
+        output = tokens[len(prompt) :]
+        logits = next_logits(tokens)
+        if is_adjusted(params):
+            logits = adjust_reference(logits, params, prompt, output)
+        token = sample_reference(logits, params, len(output))
         tokens.append(token)
         if token in params.stop_token_ids:
             return tokens[len(prompt) :], FinishReason.STOP

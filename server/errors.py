@@ -106,7 +106,11 @@ def field_error(error: ValidationError) -> ApiError:
         return invalid(f"{path} must be one of {context['expected']}, got {given}", path)
     reason = _REASONS.get(kind)
     if kind == "too_long":  # of an object pydantic does not say how long it is
-        context = {**context, "actual_length": len(first["input"])}
+        context = {
+            "string_pattern_mismatch": "of the form {pattern}",
+            **context,
+            "actual_length": len(first["input"]),
+        }
     if reason is not None:
         return invalid(f"{path} must be {reason.format(**context)}, got {given}", path, _code(kind))
     return invalid(f"{path}: {first['msg']}, got {given}", path, _code(kind))
@@ -128,6 +132,7 @@ _REASONS = {
     "too_short": "at least {min_length} long",
     "string_too_long": "at most {max_length} characters",
     "string_too_short": "at least {min_length} character long",
+    "string_pattern_mismatch": "of the form {pattern}",
     "finite_number": "a finite number",
     "stop_type": "a string or a list of strings",
     "content_type": "a string or a list of text parts",
@@ -139,13 +144,18 @@ def _code(kind: str) -> str:
 
 
 def json_path(loc: tuple[int | str, ...]) -> str:
-    """("messages", 0, "content") → "messages[0].content"; a union's "<tags>" are not part of the request."""
+    """("messages", 0, "content") → "messages[0].content".
+
+    A union's "<tags>" and the mark of a key are not part of the request; a name may be the client's own, so
+    it is made fit for a line of the log.
+    """
     path = ""
     for part in loc:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif not part.startswith("<"):
-            path += f".{part}" if path else part
+        elif not part.startswith("<") and part != "[key]":
+            name = "".join(char if char.isprintable() else "?" for char in part[:64])
+            path += f".{name}" if path else name
     return path
 
 

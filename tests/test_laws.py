@@ -51,6 +51,11 @@ PARAMS = st.builds(
     temperature=st.sampled_from([0.0, 0.8, 1.5]),
     top_k=st.sampled_from([0, 5, 50]),
     top_p=st.sampled_from([1.0, 0.9]),
+    min_p=st.sampled_from([0.0, 0.0, 0.05]),
+    repetition_penalty=st.sampled_from([1.0, 1.0, 1.2]),
+    frequency_penalty=st.sampled_from([0.0, 0.0, 0.7, -0.5]),
+    presence_penalty=st.sampled_from([0.0, 0.0, 0.4]),
+    logit_bias=st.sampled_from([(), (), ((5, 3.0), (65, -100.0))]),
     seed=st.integers(0, 2**40),
     stop_token_ids=st.sampled_from([frozenset(), frozenset(range(0, 257, 29))]),
 )

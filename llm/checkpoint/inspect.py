@@ -93,6 +93,8 @@ def _ends(checkpoint: Checkpoint) -> str:
 def _sampling(checkpoint: Checkpoint) -> str:
     policy = checkpoint.defaults
     words = f"temperature {policy.temperature:g}, top_k {policy.top_k}, top_p {policy.top_p:g}"
+    words += f", min_p {policy.min_p:g}" if policy.min_p else ""
+    words += f", repetition_penalty {policy.repetition_penalty:g}" if policy.repetition_penalty != 1 else ""
     words += f", max_tokens {policy.max_tokens or 'as many as fit'}"
     return words + (f", system {policy.default_system!r}" if policy.default_system else "")
 

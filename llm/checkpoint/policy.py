@@ -1,8 +1,9 @@
 """A checkpoint's sampling policy: generation_config.json ⇄ GenerationDefaults.
 
-Hugging Face's names (temperature, top_k, top_p, max_new_tokens, stop_strings) and our own default_system. A
-field that is absent or null takes GenerationDefaults' value; a field we do not know is reported in a note and
-not refused, since other tools write many. Refuses to know requests: their fields win over these elsewhere.
+Hugging Face's names (temperature, top_k, top_p, min_p, repetition_penalty, max_new_tokens, stop_strings) and
+our own default_system. A field that is absent or null takes GenerationDefaults' value; a field we do not know
+is reported in a note and not refused, since other tools write many. Refuses to know requests: their fields
+win over these elsewhere.
 
 In a Hugging Face folder the numbers that are written count and those that are not are OpenAI's, since a
 client of this API expects temperature 1: not the top_k of 50 or the greedy choice that transformers has for
@@ -28,6 +29,8 @@ def dump_defaults(defaults: GenerationDefaults) -> str:
         "temperature": defaults.temperature,
         "top_k": defaults.top_k,
         "top_p": defaults.top_p,
+        "min_p": defaults.min_p,
+        "repetition_penalty": defaults.repetition_penalty,
         "max_new_tokens": defaults.max_tokens,
         "stop_strings": list(defaults.stop),
         "default_system": defaults.default_system,
@@ -87,6 +90,10 @@ def _read_numbers(fields: Fields) -> GenerationDefaults:
         temperature=fields.number("temperature", 0.0, 2.0) if "temperature" in fields else policy.temperature,
         top_k=fields.whole("top_k", 0, MAX_DIMENSION) if "top_k" in fields else policy.top_k,
         top_p=fields.number("top_p", 1e-6, 1.0) if "top_p" in fields else policy.top_p,
+        min_p=fields.number("min_p", 0.0, 1.0) if "min_p" in fields else policy.min_p,
+        repetition_penalty=fields.number("repetition_penalty", 0.01, 10.0)
+        if "repetition_penalty" in fields
+        else policy.repetition_penalty,
         max_tokens=fields.whole("max_new_tokens", 1, MAX_DIMENSION) if "max_new_tokens" in fields else None,
         stop=_stops(fields) if "stop_strings" in fields else policy.stop,
     )

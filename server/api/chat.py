@@ -66,7 +66,6 @@ UNBUILT: Neutral = {
     "response_format": ({"type": "text"},),
     "logprobs": (False,),
     "top_logprobs": (0,),
-    "logit_bias": ({},),
     "structured_outputs": (),
     "guided_json": (),
     "guided_regex": (),
@@ -81,12 +80,7 @@ UNBUILT: Neutral = {
 """Refused unless neutral: ignoring these would change the meaning of the answer."""
 
 IGNORED: Neutral = {
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "repetition_penalty": (1,),
-    "min_p": (0,),
     "min_tokens": (0,),
-    "stop_token_ids": ([],),
     "parallel_tool_calls": (True, False),
     "store": (False,),
     "metadata": ({},),

@@ -28,6 +28,8 @@ def card(model: TextModel) -> dict[str, Any]:
             "temperature": defaults.temperature,
             "top_p": defaults.top_p,
             "top_k": defaults.top_k,
+            "min_p": defaults.min_p,
+            "repetition_penalty": defaults.repetition_penalty,
             "max_tokens": defaults.max_tokens,
             "stop": list(defaults.stop),
         },

@@ -6,6 +6,7 @@ What a request leaves out comes from the checkpoint's own policy; its stop strin
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -21,6 +22,8 @@ SEED_HEADER = "x-seed"
 MAX_CHOICES = 8
 MAX_STOPS = 4
 MAX_STOP_CHARS = 256
+MAX_STOP_IDS = 64
+MAX_BIASES = 1024
 MAX_TOKENS = 1 << 31
 INT64 = 1 << 63
 MADE_SEED_BITS = 53
@@ -55,6 +58,15 @@ Stop = Annotated[
         }
     ),
 ]
+TokenId = Annotated[int, Field(ge=0, lt=1 << 24)]
+Penalty = Annotated[float, Field(ge=-2, le=2)] | None
+LogitBias = (
+    Annotated[
+        dict[Annotated[str, Field(pattern=r"^[0-9]{1,8}$")], Annotated[float, Field(ge=-100, le=100)]],
+        Field(max_length=MAX_BIASES),
+    ]
+    | None
+)
 TokenLimit = Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None
 
 
@@ -65,8 +77,14 @@ class SamplingFields(Schema):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=1 << 24)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    frequency_penalty: Penalty = None
+    presence_penalty: Penalty = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10)] | None = None
+    logit_bias: LogitBias = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     stop: Stop = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_IDS)] | None = None
     seed: Annotated[int, Field(ge=-INT64, le=INT64 - 1)] | None = None
     ignore_eos: bool | None = None
 
@@ -104,7 +122,7 @@ def to_drawing(fields: SamplingFields, model: TextModel, max_tokens: int) -> Dra
         max_tokens: what `TextModel.check_room` allowed.
 
     Raises:
-        ApiError: top_k beyond the vocabulary.
+        ApiError: top_k or a token id beyond the vocabulary.
     """
     defaults, end = model.defaults, model.tokenizer.end_of_text
     ends = defaults.stop_token_ids | (frozenset() if end is None else {end})
@@ -113,6 +131,10 @@ def to_drawing(fields: SamplingFields, model: TextModel, max_tokens: int) -> Dra
         raise invalid(
             f"top_k must be at most {model.tokenizer.vocab_size}, the vocabulary, got {top_k}", "top_k"
         )
+    bias = {int(token): float(amount) for token, amount in (fields.logit_bias or {}).items()}
+    stop_ids = frozenset(fields.stop_token_ids or ())
+    _check_ids(bias, "logit_bias", model)
+    _check_ids(stop_ids, "stop_token_ids", model)
     until_asked = bool(fields.ignore_eos)  # neither the model's end nor the template's stops end the reply
     own_stops = () if until_asked else defaults.stop
     params = SamplingParams(
@@ -120,8 +142,22 @@ def to_drawing(fields: SamplingFields, model: TextModel, max_tokens: int) -> Dra
         temperature=defaults.temperature if fields.temperature is None else fields.temperature,
         top_k=top_k,
         top_p=defaults.top_p if fields.top_p is None else fields.top_p,
+        min_p=defaults.min_p if fields.min_p is None else fields.min_p,
+        repetition_penalty=defaults.repetition_penalty
+        if fields.repetition_penalty is None
+        else fields.repetition_penalty,
+        frequency_penalty=fields.frequency_penalty or 0.0,
+        presence_penalty=fields.presence_penalty or 0.0,
+        logit_bias=tuple(bias.items()),
         seed=secrets.randbits(MADE_SEED_BITS) if fields.seed is None else fields.seed,
         stop=tuple(dict.fromkeys((*own_stops, *(fields.stop or ())))),
-        stop_token_ids=frozenset() if until_asked else ends,
+        stop_token_ids=stop_ids if until_asked else stop_ids | ends,
     )
     return Drawing(params, 1 if fields.n is None else fields.n)
+
+
+def _check_ids(ids: Iterable[int], param: str, model: TextModel) -> None:
+    limit = model.tokenizer.vocab_size
+    for token in ids:
+        if token >= limit:
+            raise invalid(f"{param} must name token ids below {limit}, the vocabulary, got {token}", param)

@@ -705,10 +705,13 @@ def test_the_policy_is_what_is_written(
 
 def test_a_policy_we_do_not_have_is_reported_and_a_wrong_one_refused(folder: Path) -> None:
     write_json(
-        folder / "generation_config.json", {"repetition_penalty": 1.1, "max_length": 20, "min_p": None}
+        folder / "generation_config.json",
+        {"repetition_penalty": 1.1, "max_length": 20, "no_repeat_ngram_size": 3, "min_p": None},
     )
-    note = "sampling: ignored in generation_config.json: repetition_penalty, max_length"
-    assert note in open_checkpoint(folder).notes
+    checkpoint = open_checkpoint(folder)
+    note = "sampling: ignored in generation_config.json: max_length, no_repeat_ngram_size"
+    assert note in checkpoint.notes
+    assert (checkpoint.defaults.repetition_penalty, checkpoint.defaults.min_p) == (1.1, 0.0)
     write_json(folder / "generation_config.json", {"do_sample": "no"})
     assert "do_sample must be true or false" in refusal(folder)
 

@@ -28,9 +28,9 @@ def test_any_names_make_a_safe_bounded_header(names: list[str]) -> None:
 
 def test_unknown_and_unused_fields_are_named_sorted_with_their_path() -> None:
     message = {"role": "user", "content": [{"type": "text", "text": "hi", "cache_control": 1}], "name": "ann"}
-    answer = ask(zebra=1, presence_penalty=0.5, messages=[message, message])
+    answer = ask(zebra=1, min_tokens=5, messages=[message, message])
     assert answer.status == 200
-    expected = "messages[].content[].cache_control,messages[].name,presence_penalty,zebra"
+    expected = "messages[].content[].cache_control,messages[].name,min_tokens,zebra"
     assert answer.headers[IGNORED_HEADER] == expected
 
 
@@ -61,7 +61,6 @@ def test_fields_that_ask_for_nothing_are_not_reported(fields: dict[str, Any]) ->
         ({"logprobs": True}, "logprobs"),
         ({"logprobs": 0}, "logprobs"),
         ({"top_logprobs": 2}, "top_logprobs"),
-        ({"logit_bias": {"50256": -100}}, "logit_bias"),
         ({"guided_regex": "a*"}, "guided_regex"),
         ({"structured_outputs": {"choice": ["a"]}}, "structured_outputs"),
         ({"modalities": ["text", "audio"]}, "modalities"),

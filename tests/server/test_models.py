@@ -14,7 +14,15 @@ CARD = {
     "owned_by": "causerie",
     "max_model_len": 512,
     "checkpoint": "scripted.pt",
-    "default_sampling": {"temperature": 0.5, "top_p": 1.0, "top_k": 40, "max_tokens": None, "stop": ["\n"]},
+    "default_sampling": {
+        "temperature": 0.5,
+        "top_p": 1.0,
+        "top_k": 40,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "max_tokens": None,
+        "stop": ["\n"],
+    },
 }
 
 
