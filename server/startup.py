@@ -72,7 +72,7 @@ def find_named(settings: Settings) -> list[Named]:
 
     Raises:
         CheckpointError: none is named, and there is no default.
-        OptionError: one name for several checkpoints.
+        OptionError: one name for several checkpoints, or two for one.
     """
     if not settings.checkpoint:
         path, reason = find_checkpoint(ROOT)
@@ -89,6 +89,8 @@ def _named(text: str, served_name: str | None) -> Named:
     name, equals, path = text.partition("=")
     if not equals or "/" in name or not name or Path(text).exists():
         name, path = "", text
+    if name and served_name is not None:
+        raise OptionError(f"--checkpoint {text} and --served-model-name {served_name}: one name, not two")
     found = locate_checkpoint(Path(path), ROOT)
     return Named(found, served_name or name or None, "named by --checkpoint")
 

@@ -9,6 +9,7 @@ know what tensors are called and what they are for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,10 +45,7 @@ class TensorHeader:
     @property
     def numel(self) -> int:
         """How many numbers."""
-        total = 1
-        for size in self.shape:
-            total *= size
-        return total
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:

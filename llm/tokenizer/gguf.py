@@ -150,7 +150,11 @@ def _sentence_piece(
     fields: Mapping[str, object], tokens: dict[str, int], types: Sequence[int], where: str
 ) -> dict[str, object]:
     matched = [t for t, i in tokens.items() if types[i] == USER_DEFINED and SPACE not in t]
-    pieces = {t: i for t, i in tokens.items() if types[i] in (0, NORMAL) or (SPACE in t and types[i] == 4)}
+    pieces = {
+        t: i
+        for t, i in tokens.items()
+        if types[i] in (0, NORMAL) or (SPACE in t and types[i] == USER_DEFINED)
+    }
     prefix = fields.get(f"{_KEY}add_space_prefix") is not False
     spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     steps: list[object] = [{"type": "Prepend", "prepend": SPACE}] if prefix else []

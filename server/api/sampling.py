@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
@@ -17,6 +17,8 @@ from llm.config import GenerationDefaults, SamplingParams
 from llm.text import TextModel
 from server.api.fields import Schema
 from server.errors import invalid
+
+T = TypeVar("T")
 
 SEED_HEADER = "x-seed"
 MAX_CHOICES = 8
@@ -59,14 +61,11 @@ Stop = Annotated[
     ),
 ]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 24)]
+TokenIdText = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,7})$")]
+"""An id as a JSON key; one spelling each, so that no id is named twice."""
 Penalty = Annotated[float, Field(ge=-2, le=2)] | None
-LogitBias = (
-    Annotated[
-        dict[Annotated[str, Field(pattern=r"^[0-9]{1,8}$")], Annotated[float, Field(ge=-100, le=100)]],
-        Field(max_length=MAX_BIASES),
-    ]
-    | None
-)
+Bias = Annotated[float, Field(ge=-100, le=100)]
+LogitBias = Annotated[dict[TokenIdText, Bias], Field(max_length=MAX_BIASES)] | None
 TokenLimit = Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None
 
 
@@ -126,11 +125,10 @@ def to_drawing(fields: SamplingFields, model: TextModel, max_tokens: int) -> Dra
     """
     defaults, end = model.defaults, model.tokenizer.end_of_text
     ends = defaults.stop_token_ids | (frozenset() if end is None else {end})
-    top_k = defaults.top_k if fields.top_k is None else max(0, fields.top_k)
-    if top_k > model.tokenizer.vocab_size:
-        raise invalid(
-            f"top_k must be at most {model.tokenizer.vocab_size}, the vocabulary, got {top_k}", "top_k"
-        )
+    vocab_size = model.tokenizer.vocab_size
+    top_k = max(0, _sent(fields.top_k, min(defaults.top_k, vocab_size)))
+    if top_k > vocab_size:
+        raise invalid(f"top_k must be at most {vocab_size}, the vocabulary, got {top_k}", "top_k")
     bias = {int(token): float(amount) for token, amount in (fields.logit_bias or {}).items()}
     stop_ids = frozenset(fields.stop_token_ids or ())
     _check_ids(bias, "logit_bias", model)
@@ -139,21 +137,24 @@ def to_drawing(fields: SamplingFields, model: TextModel, max_tokens: int) -> Dra
     own_stops = () if until_asked else defaults.stop
     params = SamplingParams(
         max_tokens=max_tokens,
-        temperature=defaults.temperature if fields.temperature is None else fields.temperature,
+        temperature=_sent(fields.temperature, defaults.temperature),
         top_k=top_k,
-        top_p=defaults.top_p if fields.top_p is None else fields.top_p,
-        min_p=defaults.min_p if fields.min_p is None else fields.min_p,
-        repetition_penalty=defaults.repetition_penalty
-        if fields.repetition_penalty is None
-        else fields.repetition_penalty,
-        frequency_penalty=fields.frequency_penalty or 0.0,
-        presence_penalty=fields.presence_penalty or 0.0,
+        top_p=_sent(fields.top_p, defaults.top_p),
+        min_p=_sent(fields.min_p, defaults.min_p),
+        repetition_penalty=_sent(fields.repetition_penalty, defaults.repetition_penalty),
+        frequency_penalty=_sent(fields.frequency_penalty, 0.0),
+        presence_penalty=_sent(fields.presence_penalty, 0.0),
         logit_bias=tuple(bias.items()),
         seed=secrets.randbits(MADE_SEED_BITS) if fields.seed is None else fields.seed,
         stop=tuple(dict.fromkeys((*own_stops, *(fields.stop or ())))),
         stop_token_ids=stop_ids if until_asked else stop_ids | ends,
     )
-    return Drawing(params, 1 if fields.n is None else fields.n)
+    return Drawing(params, _sent(fields.n, 1))
+
+
+def _sent(value: T | None, default: T) -> T:
+    """What the request says, 0 included, else the default."""
+    return default if value is None else value
 
 
 def _check_ids(ids: Iterable[int], param: str, model: TextModel) -> None:

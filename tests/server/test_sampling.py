@@ -82,6 +82,13 @@ def test_what_is_sent_is_what_is_drawn(fields: dict[str, Any], name: str, value:
     assert getattr(drawn(fields), name) == value
 
 
+def test_a_checkpoints_top_k_beyond_its_vocabulary_keeps_all() -> None:
+    """nanoGPT's policy has top_k 200, its character-level models have 65 ids."""
+    model = ScriptedModel(defaults=GenerationDefaults(top_k=300))
+    assert call(app_of(model), CHAT, HELLO).status == 200
+    assert model.params[0].top_k == 257
+
+
 def test_a_request_without_a_seed_gets_a_new_one_each_time() -> None:
     assert 0 <= drawn({}).seed < 2**53, "a double holds it: JavaScript can send it back"
     assert drawn({}).seed != drawn({}).seed
@@ -125,6 +132,7 @@ def test_the_operators_cap_is_for_requests_that_do_not_ask(
         ("repetition_penalty", 0, "repetition_penalty"),
         ("repetition_penalty", 11, "repetition_penalty"),
         ("logit_bias", {"257": 1}, "logit_bias"),
+        ("logit_bias", {"5": 1, "05": 2}, "logit_bias.05"),
         ("logit_bias", {"5": 101}, "logit_bias.5"),
         ("logit_bias", {"5": None}, "logit_bias.5"),
         ("logit_bias", {"-5": 1}, "logit_bias.-5"),

@@ -131,6 +131,7 @@ def test_names_that_clash_or_say_nothing_are_refused(tiny_folder: Path) -> None:
     twice = ["--checkpoint", str(tiny_folder), "--checkpoint", str(tiny_folder)]
     assert "write --checkpoint NAME=PATH" in refusal(*twice)
     assert "names one model" in refusal(*twice, "--served-model-name", "x")
+    assert "one name, not two" in refusal("--checkpoint", f"a={tiny_folder}", "--served-model-name", "b")
     assert "causerie pull NAME" in refusal("--checkpoint", "no-such-model")
     assert "no-such-model" in refusal("--checkpoint", "a=no-such-model")
 
