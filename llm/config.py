@@ -202,6 +202,10 @@ class SamplingParams:
         choice: index among the n choices of one request.
         stop: strings that end the reply, matched on text and not part of it.
         stop_token_ids: ids that end the reply and are not part of its text.
+        min_tokens: new tokens before anything but max_tokens may end the reply.
+        logprobs: alternatives whose log probabilities are wanted beside each token's own; None for none at
+            all.
+        prompt_logprobs: the same for the tokens of the prompt.
     """
 
     max_tokens: int
@@ -217,9 +221,13 @@ class SamplingParams:
     choice: int = 0
     stop: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = field(default_factory=frozenset)
+    min_tokens: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         assert self.max_tokens >= 1, self.max_tokens
+        assert 0 <= self.min_tokens <= self.max_tokens, (self.min_tokens, self.max_tokens)
         assert self.temperature >= 0.0, self.temperature
         assert self.top_k >= 0, self.top_k
         assert 0.0 < self.top_p <= 1.0, self.top_p

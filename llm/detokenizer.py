@@ -62,6 +62,12 @@ class Detokenizer:
         token_bytes: the exact bytes of one id.
         stop: strings that end the text.
         strip_start: drop whitespace before the first other character.
+
+    Attributes:
+        num_decoded: characters that the ids so far spell.
+        num_passed: how many of them have left, or were dropped as leading whitespace.
+        num_trimmed_bytes: UTF-8 bytes of that whitespace.
+        is_trimming: only whitespace has come so far, and more would be dropped too.
     """
 
     def __init__(
@@ -70,24 +76,37 @@ class Detokenizer:
         self._token_bytes = token_bytes
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._stop = StopStrings(stop)
-        self._strip = strip_start
+        self.is_trimming = strip_start
+        self.num_decoded = 0
+        self.num_passed = 0
+        self.num_trimmed_bytes = 0
 
     @property
     def stopped(self) -> str | None:
         """The stop string that ended the text."""
         return self._stop.matched
 
-    def feed(self, token_ids: Iterable[int]) -> str:
-        """New text that is certain by now, often one token's, sometimes none."""
-        return self._trim(self._stop.feed(self._decoder.decode(b"".join(map(self._token_bytes, token_ids)))))
+    def feed(self, token_ids: Iterable[int], *, may_stop: bool = True) -> str:
+        """New text that is certain by now, often one token's, sometimes none.
+
+        Args:
+            may_stop: look for stop strings; once they have been, they are from then on.
+        """
+        text = self._decoder.decode(b"".join(map(self._token_bytes, token_ids)))
+        self.num_decoded += len(text)
+        return self._pass(self._stop.feed(text) if may_stop else text)
 
     def flush(self) -> str:
         """The rest: held text, and U+FFFD for a character that was never completed."""
-        rest = self._stop.feed(self._decoder.decode(b"", final=True))
-        return self._trim(rest + self._stop.flush())
+        rest = self._decoder.decode(b"", final=True)
+        self.num_decoded += len(rest)
+        return self._pass(self._stop.feed(rest) + self._stop.flush())
 
-    def _trim(self, text: str) -> str:
-        if self._strip and text:
-            text = text.lstrip()
-            self._strip = not text
+    def _pass(self, text: str) -> str:
+        self.num_passed += len(text)
+        if self.is_trimming and text:
+            kept = text.lstrip()
+            self.num_trimmed_bytes += len(text[: len(text) - len(kept)].encode())
+            self.is_trimming = not kept
+            return kept
         return text

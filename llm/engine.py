@@ -17,13 +17,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from llm.config import EngineConfig
+from llm.drawing import draw
 from llm.errors import EngineStopped
-from llm.logits import adjust
 from llm.runner import Runner
-from llm.sampler import prepare, sample
 from llm.scheduler import Batch, Scheduler
 from llm.sequence import Sequence, TokenEvent
 
@@ -34,7 +31,9 @@ Emit = Callable[[list[TokenEvent]], None]
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A snapshot for health and load: counts, and seconds since the last step ended."""
+    """A snapshot for health and load: counts, and seconds since the last step ended. `num_tokens` were drawn,
+    `num_prompt_tokens` computed (again after a preemption).
+    """
 
     device: str
     num_running: int
@@ -43,6 +42,7 @@ class EngineStats:
     num_blocks: int
     num_steps: int
     num_tokens: int
+    num_prompt_tokens: int
     num_preemptions: int
     seconds_since_step: float
     alive: bool
@@ -70,6 +70,7 @@ class Engine:
         self.scheduler = Scheduler(config)
         self.num_steps = 0
         self.num_tokens = 0
+        self.num_prompt_tokens = 0
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._inbox_lock = threading.Lock()
         self._stopped = False
@@ -82,13 +83,13 @@ class Engine:
         if batch is None:
             return False
         try:
-            logits = self.runner.run(batch)  # (M, V), rows that asked
-            tokens = self._sample(logits, batch)  # (M,)
+            output = self.runner.run(batch)  # (M, V), rows that asked
+            drawn = draw(output, batch, self.vocab_size)
         except Exception as error:
             self._fail(batch, error)
             return True
-        self.emit(self.scheduler.commit(batch, tokens))  # a finished sequence gets exactly one last event
-        self._count(len(tokens))
+        self._count(batch)
+        self.emit(self.scheduler.commit(batch, drawn))  # a finished sequence gets exactly one last event
         return True
 
     def submit(self, sequence: Sequence) -> None:
@@ -130,21 +131,18 @@ class Engine:
             num_blocks=self.scheduler.blocks.num_blocks,
             num_steps=self.num_steps,
             num_tokens=self.num_tokens,
+            num_prompt_tokens=self.num_prompt_tokens,
             num_preemptions=self.scheduler.num_preemptions,
             seconds_since_step=time.monotonic() - self._last_step,
             alive=self._thread.is_alive() and not self._stopped,
         )
 
-    def _sample(self, logits: Tensor, batch: Batch) -> list[int]:
-        asking = batch.asking
-        if not asking:
-            return []
-        rows = prepare([s.params for s in asking], [len(s.output) for s in asking])
-        return sample(adjust(logits, asking, self.vocab_size), rows, self.vocab_size)
-
-    def _count(self, num_tokens: int) -> None:
+    def _count(self, batch: Batch) -> None:
         self.num_steps += 1
-        self.num_tokens += num_tokens
+        self.num_tokens += len(batch.asking)
+        self.num_prompt_tokens += sum(
+            max(0, min(chunk.stop, len(chunk.sequence.prompt)) - chunk.start) for chunk in batch.chunks
+        )
         self._last_step = time.monotonic()
 
     def _fail(self, batch: Batch, error: Exception) -> None:

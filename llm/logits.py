@@ -4,10 +4,12 @@
     frequency    l - f · count              for every id of the reply (OpenAI's definition)
     presence     l - p                      for every id of the reply
     bias         l + b                      for the ids the request names
+    min tokens   -inf for the ids that end the reply, until it has that many
+    grammar      -inf for the ids that the reply's grammar forbids next
     min-p        -inf where the probability at this temperature is below min_p times the largest
 
-In this order. `adjust` does it for a batch, `adjust_reference` for one row, id by id: its oracle. Refuses to
-know how tokens are drawn (sampler.py).
+In this order. `adjust` does it for a batch, `adjust_reference` for one row, id by id: its oracle (the grammar
+has its own). Refuses to know how tokens are drawn (sampler.py).
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ def is_adjusted(params: SamplingParams) -> bool:
         or params.presence_penalty
         or params.logit_bias
         or (drawn and params.min_p)
+        or (params.min_tokens and params.stop_token_ids)
     )
 
 
@@ -53,6 +56,8 @@ def adjust(logits: Tensor, asking: Rows[Sequence], vocab_size: int) -> Tensor:
     logits = logits.clone() if logits.dtype in (torch.float32, torch.float64) else logits.float()
     for row in rows:
         _adjust_row(logits[row, :vocab_size], asking[row])
+    for row in rows:
+        _cut_improbable(logits[row, :vocab_size], asking[row].params)
     return logits
 
 
@@ -71,6 +76,12 @@ def _adjust_row(row: Tensor, sequence: Sequence) -> None:
     if params.logit_bias:
         ids, amounts = zip(*params.logit_bias, strict=True)
         row[_ids(row, list(ids))] += row.new_tensor(amounts)
+    if len(sequence.output) < params.min_tokens and params.stop_token_ids and sequence.matcher is None:
+        row[_ids(row, [token for token in params.stop_token_ids if token < len(row)])] = -torch.inf
+
+
+def _cut_improbable(row: Tensor, params: SamplingParams) -> None:
+    """min-p on one row (V,), in place."""
     if params.min_p and params.temperature > 0.0:
         lowest = row.max() + params.temperature * math.log(params.min_p)
         row[row < lowest] = -torch.inf
@@ -90,6 +101,8 @@ def adjust_reference(logits: Tensor, params: SamplingParams, prompt: Rows[int], 
         if count:
             value -= params.frequency_penalty * count + params.presence_penalty
         value += sum(amount for biased, amount in params.logit_bias if biased == token)
+        if len(output) < params.min_tokens and token in params.stop_token_ids:
+            value = -math.inf
         changed[token] = value
     if params.min_p and params.temperature > 0.0:
         lowest = float(changed.max()) + params.temperature * math.log(params.min_p)

@@ -7,8 +7,10 @@ thread alone; what comes back are TokenEvents.
 from __future__ import annotations
 
 import itertools
+import time
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
+from typing import Protocol
 
 from llm.config import SamplingParams
 
@@ -34,21 +36,74 @@ class FinishReason(StrEnum):
     ERROR = "error"
 
 
+class Accepted(Enum):
+    """What a drawn token means to the grammar of its reply."""
+
+    GOES_ON = "goes on"
+    COMPLETE = "complete"
+    """The token is text, and nothing may follow it."""
+    END = "end"
+    """The token ends the reply and is no text."""
+    REFUSED = "refused"
+    """Not allowed here: the reply cannot go on."""
+
+
+class Matcher(Protocol):
+    """Where one reply stands in its grammar; see llm/grammar."""
+
+    @property
+    def error(self) -> str | None:
+        """Why it cannot go on: one line."""
+
+    def accept(self, token: int) -> Accepted:
+        """Move on by the token that was drawn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """How probable the model thought one token, before penalties, bias, grammar and temperature.
+
+    Attributes:
+        token_id: the token.
+        value: natural logarithm of its probability.
+        rank: 1 for the most probable token.
+        top: the most probable tokens and their values, best first, as many as were asked for.
+    """
+
+    token_id: int
+    value: float
+    rank: int
+    top: tuple[tuple[int, float], ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
     """One step's outcome for one sequence, on its way from the engine to whoever submitted it.
 
     Attributes:
         sequence_id: of the sequence.
-        token_id: the new token, or None when the sequence ended without one.
+        token_id: the new token, or None when the step brought none: a part of the prompt was scored, or the
+            sequence ended without one.
         finish: set on the last event of a sequence and on no other.
         error: one line, when finish is ERROR.
+        is_text: the token belongs to the reply's text; false for one that ends it.
+        logprob: of the token, when the sequence asks.
+        prompt_logprobs: of the prompt's tokens from the second on, in order, as they are computed.
+        embedding: mean hidden state of the prompt, on the only event of a sequence that embeds.
+        at: when the step ended, in seconds of time.monotonic().
+        batch_size: sequences that the step computed together.
     """
 
     sequence_id: int
     token_id: int | None
     finish: FinishReason | None = None
     error: str | None = None
+    is_text: bool = True
+    logprob: Logprob | None = None
+    prompt_logprobs: tuple[Logprob, ...] = ()
+    embedding: tuple[float, ...] | None = None
+    at: float = field(default=0.0, compare=False)
+    batch_size: int = field(default=0, compare=False)
 
 
 @dataclass(slots=True, eq=False)
@@ -59,19 +114,36 @@ class Sequence:
         prompt: ids the reply follows; at least one.
         params: how tokens are drawn and when to stop.
         output: ids drawn so far, a stop token included.
+        matcher: state of the grammar that the reply follows; like `output` it survives preemption.
+        priority: lower numbers leave the queue first.
+        embeds: no reply: the mean of the prompt's hidden states is what is wanted.
+        forks: other replies to the same prompt; they start from this one's keys and values.
+        leader: whose fork this is, until it starts.
         num_computed: leading tokens whose keys and values are in the cache.
+        num_scored: prompt tokens whose log probabilities, or hidden states, have been handed out.
         block_ids: KV blocks held, in order; block i holds tokens [i·P, (i+1)·P).
         num_preemptions: how often the blocks were taken away again.
+        submitted_at, started_at: when it was made and first scheduled, in seconds of time.monotonic().
+        hidden_sum: of the hidden states computed so far, when it embeds.
     """
 
     prompt: list[int]
     params: SamplingParams
     output: list[int] = field(default_factory=list)
+    matcher: Matcher | None = None
+    priority: int = 0
+    embeds: bool = False
+    forks: list[Sequence] = field(default_factory=list)
+    leader: Sequence | None = None
     num_computed: int = 0
+    num_scored: int = 0
     block_ids: list[int] = field(default_factory=list)
     status: Status = Status.WAITING
     num_preemptions: int = 0
+    submitted_at: float = field(default_factory=time.monotonic)
+    started_at: float | None = None
     id: int = field(default_factory=lambda: next(_ids))
+    hidden_sum: list[float] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.output)

@@ -11,34 +11,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from llm.chat.template import ChatTemplate
+from llm.choice import Choice, TextDelta
 from llm.config import GenerationDefaults, SamplingParams
-from llm.detokenizer import Detokenizer
 from llm.engine import Emit, Engine, EngineStats
 from llm.errors import ContextLengthExceeded, EngineStopped, StepFailed
-from llm.sequence import FinishReason, TokenEvent
+from llm.sequence import FinishReason, Status, TokenEvent
 from llm.sequence import Sequence as TokenSequence
 from llm.tokenizer import Tokenizer
 
-
-@dataclass(frozen=True, slots=True)
-class TextDelta:
-    """What one choice gained.
-
-    Attributes:
-        choice: index among the request's n choices.
-        text: new text; "" while it is held back.
-        num_tokens: tokens drawn for this choice since its last delta; they add up to its completion_tokens.
-        finish: STOP or LENGTH on the choice's last delta, None before.
-    """
-
-    choice: int
-    text: str
-    num_tokens: int
-    finish: FinishReason | None = None
+if TYPE_CHECKING:
+    from llm.grammar import Grammar
 
 
 class TextModel:
@@ -74,6 +62,7 @@ class TextModel:
         self.defaults = defaults
         self.max_model_len = max_model_len
         self.engines = list(make_engines(self._deliver))
+        self._template_ends = _single_tokens(tokenizer, defaults.stop)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._mailboxes: dict[int, asyncio.Queue[TokenEvent]] = {}
 
@@ -112,45 +101,100 @@ class TextModel:
         return [engine.stats() for engine in self.engines]
 
     async def stream(
-        self, prompt: list[int], params: SamplingParams, n: int = 1, *, chat: bool = True
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        n: int = 1,
+        *,
+        strip: bool = True,
+        with_tokens: bool = False,
+        grammar: Grammar | None = None,
+        priority: int = 0,
     ) -> AsyncGenerator[TextDelta, None]:
-        """Draw n replies to one prompt, interleaved as their tokens come.
+        """Draw n replies to one prompt, interleaved as their tokens come. The prompt is computed once.
 
         Args:
             prompt: 1 to max_model_len - 1 ids.
             params: of every choice; only the choice index differs.
             n: replies wanted.
-            chat: drop a reply's leading whitespace.
+            strip: drop a reply's leading whitespace, as chat does.
+            with_tokens: hand out tokens beside the text.
+            grammar: what every reply follows; the template's own stop, if it is one token, may end it.
+            priority: lower numbers leave the queue first.
 
         Raises:
             StepFailed: the forward pass of this request's batch raised.
             EngineStopped: the server is stopping.
         """
         assert 0 < len(prompt) < self.max_model_len, len(prompt)  # here it fails one request, not an engine
+        ends = params.stop_token_ids | self._template_ends
+        sequences = [
+            TokenSequence(
+                prompt,
+                params if i == 0 else replace(params, choice=i, prompt_logprobs=None),
+                matcher=None if grammar is None else grammar.matcher(ends),
+                priority=priority,
+            )
+            for i in range(n)
+        ]
+        choices = {
+            sequence.id: Choice(sequence, self.tokenizer, strip=strip, with_tokens=with_tokens)
+            for sequence in sequences
+        }
+        leader, *leader.forks = sequences
+        for fork in leader.forks:
+            fork.leader = leader
+        with self._submitted(leader) as (engine, mailbox):
+            while choices:
+                event = await mailbox.get()
+                choice = choices.get(event.sequence_id)
+                if choice is None:
+                    continue  # on its way when the choice ended, or the echo of its abort
+                delta = choice.take(event)
+                if delta.finish is not None:
+                    del choices[event.sequence_id]
+                    if event.finish is None:
+                        engine.abort(choice.sequence)  # a stop string ended it, the engine does not know
+                yield delta
+
+    async def embed(self, prompt: list[int], *, priority: int = 0) -> list[float]:
+        """The mean of the prompt's final hidden states.
+
+        Args:
+            prompt: 1 to max_model_len ids.
+
+        Raises:
+            StepFailed, EngineStopped: as for `stream`.
+        """
+        assert 0 < len(prompt) <= self.max_model_len, len(prompt)
+        sequence = TokenSequence(prompt, SamplingParams(max_tokens=1), priority=priority, embeds=True)
+        with self._submitted(sequence) as (_, mailbox):
+            event = await mailbox.get()
+        if event.finish is FinishReason.ERROR:
+            raise StepFailed(event.error or "the engine could not go on")
+        if event.embedding is None:
+            raise EngineStopped("the server is stopping")
+        return list(event.embedding)
+
+    @contextmanager
+    def _submitted(
+        self, leader: TokenSequence
+    ) -> Generator[tuple[Engine, asyncio.Queue[TokenEvent]], None, None]:
+        """A sequence and its forks on an engine, their events in a mailbox; at the end what still runs is
+        aborted.
+        """
         engine = self._least_loaded()
         mailbox: asyncio.Queue[TokenEvent] = asyncio.Queue()
-        open_choices: dict[int, _Choice] = {}
+        sequences = [leader, *leader.forks]
+        self._mailboxes.update({sequence.id: mailbox for sequence in sequences})
         try:
-            for index in range(n):
-                choice = _Choice(prompt, replace(params, choice=index), self.tokenizer, chat)
-                self._mailboxes[choice.sequence.id] = mailbox
-                open_choices[choice.sequence.id] = choice
-                engine.submit(choice.sequence)
-            while open_choices:
-                event = await mailbox.get()
-                if event.sequence_id not in open_choices:
-                    continue  # on its way when the choice ended, or the echo of its abort
-                delta = open_choices[event.sequence_id].take(event)
-                if delta.finish is not None:
-                    ended = open_choices.pop(event.sequence_id)
-                    del self._mailboxes[event.sequence_id]
-                    if event.finish is None:
-                        engine.abort(ended.sequence)  # a stop string ended it, the engine does not know
-                yield delta
+            engine.submit(leader)
+            yield engine, mailbox
         finally:
-            for sequence_id, choice in open_choices.items():
-                del self._mailboxes[sequence_id]
-                engine.abort(choice.sequence)
+            for sequence in sequences:
+                del self._mailboxes[sequence.id]
+                if sequence.status is not Status.FINISHED:
+                    engine.abort(sequence)
 
     def _least_loaded(self) -> Engine:
         """The engine with the fewest sequences; one whose thread has ended only when all have."""
@@ -177,26 +221,7 @@ class TextModel:
                 mailbox.put_nowait(event)
 
 
-class _Choice:
-    """One of a request's replies: its sequence, and the text made of it so far."""
-
-    def __init__(self, prompt: list[int], params: SamplingParams, tokenizer: Tokenizer, chat: bool) -> None:
-        self.sequence = TokenSequence(prompt, params)
-        self.text = Detokenizer(tokenizer.token_bytes, params.stop, strip_start=chat)
-
-    def take(self, event: TokenEvent) -> TextDelta:
-        """One event → one delta; raises when the engine could not go on."""
-        if event.finish is FinishReason.ERROR:
-            raise StepFailed(event.error or "the engine could not go on")
-        if event.finish is FinishReason.ABORT:  # nobody who aborts listens on: the engine did, on its way out
-            raise EngineStopped("the server is stopping")
-        assert event.token_id is not None
-        params = self.sequence.params
-        is_text = event.token_id not in params.stop_token_ids
-        text = self.text.feed([event.token_id] if is_text else [])
-        finish = event.finish
-        if finish is not None:
-            text += self.text.flush()
-        if self.text.stopped is not None:
-            finish = FinishReason.STOP
-        return TextDelta(params.choice, text, 1, finish)
+def _single_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> frozenset[int]:
+    """Ids of those texts that are one token."""
+    encoded = [tokenizer.encode(text, continued=True) for text in texts]
+    return frozenset(ids[0] for ids in encoded if len(ids) == 1)

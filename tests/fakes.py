@@ -10,13 +10,14 @@ from dataclasses import replace
 import torch
 
 from llm.chat.template import ChatTemplate, PlainTemplate
+from llm.choice import TextDelta
 from llm.config import EngineConfig, GenerationDefaults, ModelConfig, SamplingParams
 from llm.engine import Engine, EngineStats
 from llm.errors import EngineError, EngineStopped
 from llm.model import Decoder, init_weights
 from llm.runner.eager import EagerRunner
 from llm.sequence import FinishReason
-from llm.text import TextDelta, TextModel
+from llm.text import TextModel
 from llm.tokenizer import ByteTokenizer
 
 TINY = ModelConfig(
@@ -114,7 +115,7 @@ class ScriptedModel:
         self.prompts: list[list[int]] = []
         self.params: list[SamplingParams] = []
         self.num_started = self.num_closed = self.num_open = self.num_aborted = 0
-        self.engine = EngineStats("cpu", 0, 0, 8, 8, 0, 0, 0, 0.0, True)
+        self.engine = EngineStats("cpu", 0, 0, 8, 8, 0, 0, 0, 0, 0.0, True)
 
     max_prompt_bytes = TextModel.max_prompt_bytes
     check_room = TextModel.check_room
@@ -135,7 +136,7 @@ class ScriptedModel:
         return [self.engine]
 
     async def stream(
-        self, prompt: list[int], params: SamplingParams, n: int = 1, *, chat: bool = True
+        self, prompt: list[int], params: SamplingParams, n: int = 1, *, strip: bool = True
     ) -> AsyncGenerator[TextDelta, None]:
         """The script, once per choice, interleaved; one token per str."""
         self.prompts.append(prompt)

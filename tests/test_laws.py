@@ -8,15 +8,17 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import defaultdict
+from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from llm.config import EngineConfig, SamplingParams
 from llm.engine import Engine
 from llm.generate import generate_cached, generate_naive
+from llm.kv.concat import NoCache
 from llm.runner.eager import EagerRunner
 from llm.sequence import FinishReason, Sequence, TokenEvent
 from tests.fakes import tiny_model, tiny_text_model
@@ -58,6 +60,7 @@ PARAMS = st.builds(
     logit_bias=st.sampled_from([(), (), ((5, 3.0), (65, -100.0))]),
     seed=st.integers(0, 2**40),
     stop_token_ids=st.sampled_from([frozenset(), frozenset(range(0, 257, 29))]),
+    min_tokens=st.sampled_from([0, 0, 1]),
 )
 PROMPTS = st.lists(st.integers(0, 256), min_size=1, max_size=50)
 
@@ -88,6 +91,15 @@ class Drive:
         return [e.token_id for e in events if e.token_id is not None], events[-1].finish
 
 
+def replies(prompt: list[int], params: SamplingParams, n: int) -> list[Sequence]:
+    """n replies to one prompt: the first leads, the others fork from it."""
+    leader, *forks = (Sequence(prompt, replace(params, choice=i), priority=i % 2) for i in range(n))
+    leader.forks = list(forks)
+    for fork in forks:
+        fork.leader = leader
+    return [leader, *forks]
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @settings(max_examples=12, deadline=None)
 @given(prompt=PROMPTS, params=PARAMS, budget=st.integers(4, 64))
@@ -107,21 +119,22 @@ def test_engine_equals_cached_equals_naive(
 @pytest.mark.parametrize("shape", SHAPES)
 @settings(max_examples=12, deadline=None)
 @given(
-    jobs=st.lists(st.tuples(PROMPTS, PARAMS), min_size=2, max_size=8),
+    jobs=st.lists(st.tuples(PROMPTS, PARAMS, st.sampled_from([1, 1, 1, 2, 5])), min_size=2, max_size=5),
     seed=st.integers(0, 2**32),
     budget=st.integers(4, 40),
     num_blocks=st.integers(16, 40),
 )
 def test_company_changes_nothing(
-    shape: str, jobs: list[tuple[list[int], SamplingParams]], seed: int, budget: int, num_blocks: int
+    shape: str, jobs: list[tuple[list[int], SamplingParams, int]], seed: int, budget: int, num_blocks: int
 ) -> None:
-    """Law 2: joins at any step, aborts of others, chunked prefills and preemptions leave a reply as it is
-    alone.
+    """Law 2: joins at any step, forks, aborts of others, chunked prefills and preemptions leave a reply as it
+    is alone.
     """
     rng = random.Random(seed)
     drive = Drive(shape, max_num_batched_tokens=budget, num_blocks=num_blocks)
-    sequences = [Sequence(prompt, params) for prompt, params in jobs]
-    waiting, aborted = list(sequences), set()
+    groups = [replies(prompt, params, n) for prompt, params, n in jobs]
+    sequences = [sequence for group in groups for sequence in group]
+    waiting, aborted = [group[0] for group in groups], set()
     while waiting or drive.scheduler.running or drive.scheduler.waiting:
         if waiting and rng.random() < 0.5:
             drive.scheduler.add(waiting.pop())
@@ -139,6 +152,69 @@ def test_company_changes_nothing(
             assert tokens == alone[: len(tokens)]
         else:
             assert (tokens, finish) == (alone, reason)
+
+
+@pytest.mark.parametrize("num_prompt", [1, 3, 4, 5, 12, 13])
+def test_forks_share_one_prefill_and_copy_what_they_write(num_prompt: int) -> None:
+    """Four replies, one prompt: computed once, its full blocks held together, every reply as if alone."""
+    drive = Drive("llama", max_num_seqs=4, max_num_batched_tokens=6)
+    prompt = list(range(num_prompt))
+    params = SamplingParams(max_tokens=9, temperature=1.3, seed=3)
+    sequences = replies(prompt, params, 4)
+    drive.scheduler.add(sequences[0])
+    while len(drive.scheduler.running) < 4:
+        drive.engine.step()
+        drive.scheduler.check_integrity()
+    pool = drive.scheduler.blocks
+    assert pool.num_blocks - pool.num_free == -(-num_prompt // 4), "four replies hold one prompt's blocks"
+    drive.finish()
+    assert drive.engine.num_prompt_tokens == num_prompt
+    alone = [generate_cached(drive.model, prompt, s.params) for s in sequences]
+    assert [drive.reply(s) for s in sequences] == alone
+    assert len({tuple(tokens) for tokens, _ in alone}) == 4
+
+
+@pytest.mark.parametrize("shape", ["course", "llama"])
+@settings(max_examples=4, deadline=None, phases=[Phase.generate])
+@given(prompt=PROMPTS, params=PARAMS, budget=st.integers(4, 40), num_blocks=st.integers(16, 24))
+def test_logprobs_and_embeddings_are_the_teachers(
+    shape: str, prompt: list[int], params: SamplingParams, budget: int, num_blocks: int
+) -> None:
+    """Whatever chunking, company and preemption: what one forward pass over the whole text says."""
+    drive = Drive(shape, max_num_batched_tokens=budget, num_blocks=num_blocks)
+    asked = replace(params, max_tokens=min(params.max_tokens, 20), logprobs=3, prompt_logprobs=1)
+    drive.scheduler.add(Sequence([5] * 30, SamplingParams(max_tokens=30)))
+    leader, fork = replies(prompt, asked, 2)
+    fork.params = replace(fork.params, prompt_logprobs=None)
+    embedded = Sequence(prompt, SamplingParams(max_tokens=1), embeds=True)
+    for sequence in (leader, embedded):
+        drive.scheduler.add(sequence)
+    drive.finish()
+    (event,) = drive.events[embedded.id]
+    with torch.inference_mode():
+        hidden = drive.model(torch.tensor([prompt]), torch.arange(len(prompt)), NoCache())[0]
+    assert event.embedding == pytest.approx(hidden.mean(0).tolist(), abs=1e-9)
+    for sequence in (leader, fork):
+        tokens, _ = drive.reply(sequence)
+        whole = torch.tensor([prompt + tokens])
+        with torch.inference_mode():
+            logits = drive.model.logits(drive.model(whole, torch.arange(whole.shape[1]), NoCache()))[0]
+        values = (
+            logits.log_softmax(-1)[:-1].gather(-1, whole[0, 1:, None])[:, 0].tolist()
+        )  # from the second on
+        events = drive.events[sequence.id]
+        scored = [logprob for event in events for logprob in event.prompt_logprobs]
+        drawn = [event.logprob for event in events if event.token_id is not None]
+        assert all(logprob is not None for logprob in drawn)
+        first = len(prompt) - 1
+        assert [d.value for d in drawn if d] == pytest.approx(values[first:], abs=1e-5)
+        assert all(len(d.top) == 3 and d.top[0][1] >= d.value - 1e-9 for d in drawn if d)
+        if sequence is leader:
+            assert [s.token_id for s in scored] == prompt[1:]
+            assert [s.value for s in scored] == pytest.approx(values[:first], abs=1e-5)
+            assert all((s.rank == 1) == (s.top[0][0] == s.token_id) for s in scored)
+        else:
+            assert not scored
 
 
 def test_preemption_really_happens_in_these_tests() -> None:
@@ -173,7 +249,7 @@ def test_streamed_text_joined_is_the_whole_text(
         text_model.start()
         got: dict[int, tuple[str, int, FinishReason | None]] = {}
         try:
-            async for delta in text_model.stream(prompt, params, n, chat=False):
+            async for delta in text_model.stream(prompt, params, n, strip=False):
                 text, tokens, finish = got.get(delta.choice, ("", 0, None))
                 assert finish is None, "nothing follows a choice's last delta"
                 got[delta.choice] = (text + delta.text, tokens + delta.num_tokens, delta.finish)

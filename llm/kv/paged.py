@@ -47,6 +47,12 @@ class PagedKV:
         )
         self.pool = _allocate(shape, device, dtype)  # (L, 2, N, P, K, D)
 
+    def copy(self, blocks: Sequence[tuple[int, int]]) -> None:
+        """Contents of blocks to others, (from, to) each, all read before any is written."""
+        if blocks:
+            sources, targets = zip(*blocks, strict=True)
+            self.pool[:, :, list(targets)] = self.pool[:, :, list(sources)]
+
     @property
     def num_bytes(self) -> int:
         return self.pool.numel() * self.pool.element_size()

@@ -3,6 +3,7 @@
 `eager` runs the torch model on any device; others join behind the same call.
 """
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
@@ -10,8 +11,21 @@ from torch import Tensor
 from llm.scheduler import Batch
 
 
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What a step computed.
+
+    Attributes:
+        logits: of `batch.rows`, (M, V), M ≥ 0.
+        hidden: final hidden states of the chunks that embed, (E, C), E ≥ 0, their tokens in order.
+    """
+
+    logits: Tensor
+    hidden: Tensor
+
+
 class Runner(Protocol):
     """Computes batches of one model on one device and owns the storage behind block ids."""
 
-    def run(self, batch: Batch) -> Tensor:
-        """Compute every chunk and return the logits of the M sequences in `batch.asking`, (M, V), M ≥ 0."""
+    def run(self, batch: Batch) -> StepOutput:
+        """Copy the blocks that the batch says, compute every chunk, and return what it wants to know."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from llm.config import EngineConfig
 from llm.kv.paged import PagedKV, PagedStep
 from llm.model import Decoder
+from llm.runner import StepOutput
 from llm.scheduler import Batch
 
 FEW_ROWS = 8
@@ -26,11 +27,12 @@ class EagerRunner:
         self.kv = PagedKV(model.config, config, model.device, model.tokens.weight.dtype)
 
     @torch.inference_mode()
-    def run(self, batch: Batch) -> Tensor:
+    def run(self, batch: Batch) -> StepOutput:
         """See Runner."""
         chunks = batch.chunks
-        ids = [token for c in chunks for token in c.sequence.tokens(c.start, c.start + c.length)]
-        positions = [position for c in chunks for position in range(c.start, c.start + c.length)]
+        self.kv.copy(batch.copies)
+        ids = [token for c in chunks for token in c.sequence.tokens(c.start, c.stop)]
+        positions = [position for c in chunks for position in range(c.start, c.stop)]
         step = PagedStep(
             self.kv,
             [c.sequence.block_ids for c in chunks],
@@ -38,14 +40,10 @@ class EagerRunner:
             [c.length for c in chunks],
         )
         hidden = self.model(self._to_device(ids), self._to_device(positions), step)  # (T, C)
-        rows, end = [], 0
-        for chunk in chunks:
-            end += chunk.length
-            if chunk.wants_token:
-                rows.append(end - 1)
-        if len(rows) < len(hidden):
-            hidden = hidden[self._to_device(rows)]  # (M, C)
-        return self._logits(hidden)  # (M, V)
+        embedded = torch.split(hidden, [c.length for c in chunks])
+        wanted = [part for c, part in zip(chunks, embedded, strict=True) if c.sequence.embeds]
+        asked = hidden if len(batch.rows) == len(hidden) else hidden[self._to_device(batch.rows)]  # (M, C)
+        return StepOutput(self._logits(asked), torch.cat(wanted) if wanted else hidden[:0])
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """The model's logits, (M, C) → (M, V), the head times columns where that is faster.

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from llm.sequence import FinishReason
-from llm.text import TextDelta
+from llm.choice import TextDelta
 from server.api.chat_stream import ReplyHead, chunks, usage
 from server.api.conversation import (
     UNBUILT_MESSAGE,

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llm.sequence import FinishReason
-from llm.text import TextDelta, TextModel
+from llm.choice import TextDelta
+from llm.text import TextModel
 
 
 @dataclass(frozen=True, slots=True)

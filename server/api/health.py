@@ -38,6 +38,7 @@ async def health(request: Request) -> JSONResponse:
             "num_waiting": engine.num_waiting,
             "num_steps": engine.num_steps,
             "num_tokens": engine.num_tokens,
+            "num_prompt_tokens": engine.num_prompt_tokens,
             "num_preemptions": engine.num_preemptions,
             "num_free_blocks": engine.num_free_blocks,
             "num_blocks": engine.num_blocks,

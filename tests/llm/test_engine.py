@@ -10,6 +10,7 @@ import torch
 from llm.config import EngineConfig, SamplingParams
 from llm.engine import Engine
 from llm.errors import EngineStopped
+from llm.runner import StepOutput
 from llm.runner.eager import EagerRunner
 from llm.scheduler import Batch
 from llm.sequence import FinishReason, Sequence, TokenEvent
@@ -21,7 +22,7 @@ CONFIG = EngineConfig(max_model_len=64, max_num_seqs=4, max_num_batched_tokens=6
 class FlakyRunner(EagerRunner):
     """Raises on batches that hold a sequence whose prompt starts with 13."""
 
-    def run(self, batch: Batch) -> torch.Tensor:
+    def run(self, batch: Batch) -> StepOutput:
         if any(chunk.sequence.prompt[0] == 13 for chunk in batch.chunks):
             raise RuntimeError("out of luck")
         return super().run(batch)
@@ -161,7 +162,7 @@ def test_a_failed_batch_does_not_put_the_engine_to_sleep(caplog: pytest.LogCaptu
 class DyingRunner(EagerRunner):
     """Takes its thread with it."""
 
-    def run(self, batch: Batch) -> torch.Tensor:
+    def run(self, batch: Batch) -> StepOutput:
         raise SystemExit
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm.config import EngineConfig, SamplingParams
-from llm.scheduler import Scheduler
+from llm.scheduler import Drawn, Scheduler
 from llm.sequence import FinishReason, Sequence, TokenEvent
 
 
@@ -25,7 +25,7 @@ def turn(scheduler: Scheduler, token: int = 7) -> tuple[list[tuple[int, int, int
     batch = scheduler.schedule()
     assert batch is not None
     chunks = [(c.sequence.id, c.start, c.length) for c in batch.chunks]
-    events = scheduler.commit(batch, [token] * len(batch.asking))
+    events = scheduler.commit(batch, Drawn([token] * len(batch.asking)))
     scheduler.check_integrity()
     return chunks, events
 
@@ -94,7 +94,7 @@ def test_logits_that_are_not_finite_end_that_sequence_alone() -> None:
     scheduler.add(healthy)
     batch = scheduler.schedule()
     assert batch is not None
-    events = scheduler.commit(batch, [-1, 7])
+    events = scheduler.commit(batch, Drawn([-1, 7]))
     assert [(e.sequence_id, e.finish) for e in events] == [
         (poisoned.id, FinishReason.ERROR),
         (healthy.id, None),
@@ -124,7 +124,7 @@ def test_random_traffic_ends_every_sequence_exactly_once(seed: int, num_blocks: 
             assert batch.num_tokens <= budget
             ended += [
                 e.sequence_id
-                for e in scheduler.commit(batch, [rng.randint(0, 9) for _ in batch.asking])
+                for e in scheduler.commit(batch, Drawn([rng.randint(0, 9) for _ in batch.asking]))
                 if e.finish
             ]
         scheduler.check_integrity()

@@ -156,13 +156,13 @@ def test_a_stop_string_ends_the_sequence_in_the_engine_too() -> None:
         model = tiny_text_model(tiny_model(num_positions=8192), max_model_len=8192)
         model.start()
         params = SamplingParams(max_tokens=8000, temperature=0.0)
-        stream = model.stream([65, 66], params, chat=False)
+        stream = model.stream([65, 66], params, strip=False)
         said = ""
         while not said:
             said = (await anext(stream)).text
         await stream.aclose()
         stopping = SamplingParams(max_tokens=8000, temperature=0.0, stop=(said[0],))
-        last = [delta async for delta in model.stream([65, 66], stopping, chat=False)][-1]
+        last = [delta async for delta in model.stream([65, 66], stopping, strip=False)][-1]
         assert (last.text, last.finish) == ("", FinishReason.STOP)
         while model.stats()[0].num_running:
             await asyncio.sleep(0)

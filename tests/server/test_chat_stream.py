@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from llm.choice import TextDelta
 from llm.sequence import FinishReason
-from llm.text import TextDelta
 from server.api.chat_stream import ChunkWriter, ReplyHead, chunks
 
 HEAD = ReplyHead('model "x"', "fp")
