@@ -32,6 +32,7 @@ COMMANDS = {
     "bench": Command("clients.bench", "measure a server through HTTP"),
     "bench-offline": Command("llm.bench", "measure the engine without HTTP"),
     "bench-cache": Command("llm.bench_cache", "compare cached with naive generation"),
+    "bench-grammar": Command("llm.bench_grammar", "measure what structured output costs"),
 }
 
 

@@ -24,6 +24,7 @@ from llm.checkpoint import open_checkpoint
 from llm.config import SamplingParams
 from llm.engine import Engine
 from llm.errors import CauserieError, OptionError
+from llm.grammar import Grammar
 from llm.hardware import describe, read_bandwidth
 from llm.load import load_text_model
 from llm.runner.eager import EagerRunner
@@ -51,8 +52,19 @@ class Run:
         return statistics.median(gaps) * 1e3 if gaps else 0.0
 
 
-def measure(engine: Engine, num_streams: int, num_prompt: int, num_new: int, vocab_size: int) -> Run:
-    """Drive the engine's steps in this thread until `num_streams` equal requests are done."""
+def measure(
+    engine: Engine,
+    num_streams: int,
+    num_prompt: int,
+    num_new: int,
+    vocab_size: int,
+    grammar: Grammar | None = None,
+) -> Run:
+    """Drive the engine's steps in this thread until `num_streams` equal requests are done.
+
+    Args:
+        grammar: what every reply follows; it must not end one early.
+    """
     times: dict[int, list[float]] = defaultdict(list)
 
     def keep(events: list[TokenEvent]) -> None:
@@ -66,7 +78,8 @@ def measure(engine: Engine, num_streams: int, num_prompt: int, num_new: int, voc
     params = SamplingParams(max_tokens=num_new, temperature=0.0)
     start = time.perf_counter()
     for prompt in prompts:
-        engine.scheduler.add(Sequence(prompt, params))
+        matcher = None if grammar is None else grammar.matcher()
+        engine.scheduler.add(Sequence(prompt, params, matcher=matcher))
     while engine.step():
         pass
     assert all(len(t) == num_new for t in times.values()), "a stream ended early"

@@ -57,14 +57,16 @@ class RequestError(CauserieError):
 
 
 class ContextLengthExceeded(RequestError):
-    """The prompt leaves no room for a single new token within `limit` positions."""
+    """The prompt leaves no room for a single new token within `limit` positions. `param` is where it came
+    from.
+    """
 
-    def __init__(self, num_prompt_tokens: int, limit: int) -> None:
+    def __init__(self, num_prompt_tokens: int, limit: int, *, param: str = "messages") -> None:
+        way_out = ', or send "truncation": "drop_oldest"' if param == "messages" else ""
         super().__init__(
             f"This model's maximum context length is {limit} tokens, prompt and reply together; "
-            f"the prompt has {num_prompt_tokens} tokens. Shorten the messages, "
-            'or send "truncation": "drop_oldest".',
-            param="messages",
+            f"the prompt has {num_prompt_tokens} tokens. Shorten the {param}{way_out}.",
+            param=param,
             code="context_length_exceeded",
         )
         self.num_prompt_tokens = num_prompt_tokens

@@ -17,11 +17,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence as Rows
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from llm.config import SamplingParams
+from llm.grammar import Matcher as GrammarMatcher
+from llm.grammar import forbid
 from llm.sequence import Sequence
 
 
@@ -51,11 +54,15 @@ def adjust(logits: Tensor, asking: Rows[Sequence], vocab_size: int) -> Tensor:
         (M, V); the same tensor when no row asks for a change.
     """
     rows = [row for row, sequence in enumerate(asking) if is_adjusted(sequence.params)]
-    if not rows:
+    matchers = [sequence.matcher for sequence in asking]
+    is_ruled = any(matcher is not None for matcher in matchers)
+    if not rows and not is_ruled:
         return logits
     logits = logits.clone() if logits.dtype in (torch.float32, torch.float64) else logits.float()
     for row in rows:
         _adjust_row(logits[row, :vocab_size], asking[row])
+    if is_ruled:
+        forbid(logits, cast("list[GrammarMatcher | None]", matchers))
     for row in rows:
         _cut_improbable(logits[row, :vocab_size], asking[row].params)
     return logits

@@ -14,19 +14,17 @@ import time
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from llm.chat.template import ChatTemplate
 from llm.choice import Choice, TextDelta
 from llm.config import GenerationDefaults, SamplingParams
 from llm.engine import Emit, Engine, EngineStats
 from llm.errors import ContextLengthExceeded, EngineStopped, StepFailed
+from llm.grammar import Grammar, Grammars
 from llm.sequence import FinishReason, Status, TokenEvent
 from llm.sequence import Sequence as TokenSequence
 from llm.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from llm.grammar import Grammar
+from llm.tokenizer.spelled import SpelledTokenizer
 
 
 class TextModel:
@@ -62,9 +60,21 @@ class TextModel:
         self.defaults = defaults
         self.max_model_len = max_model_len
         self.engines = list(make_engines(self._deliver))
+        self.grammars = Grammars(tokenizer, tokenizer.vocab_size)
+        self.call_tokenizer, self.call_grammars = self._for_calls(template)
         self._template_ends = _single_tokens(tokenizer, defaults.stop)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._mailboxes: dict[int, asyncio.Queue[TokenEvent]] = {}
+
+    def _for_calls(self, template: ChatTemplate) -> tuple[Tokenizer, Grammars]:
+        """What reads and shapes replies with tool calls: the markers of calls are text there, also those that
+        are control tokens of this vocabulary.
+        """
+        markers = [text for text in template.tool_format.markers if text in self.tokenizer.control]
+        if not markers:
+            return self.tokenizer, self.grammars
+        spelled = SpelledTokenizer(self.tokenizer, markers)
+        return spelled, Grammars(spelled, spelled.vocab_size)
 
     @property
     def max_prompt_bytes(self) -> int:
@@ -109,6 +119,7 @@ class TextModel:
         strip: bool = True,
         with_tokens: bool = False,
         grammar: Grammar | None = None,
+        calls: bool = False,
         priority: int = 0,
     ) -> AsyncGenerator[TextDelta, None]:
         """Draw n replies to one prompt, interleaved as their tokens come. The prompt is computed once.
@@ -120,6 +131,7 @@ class TextModel:
             strip: drop a reply's leading whitespace, as chat does.
             with_tokens: hand out tokens beside the text.
             grammar: what every reply follows; the template's own stop, if it is one token, may end it.
+            calls: the text may hold tool calls.
             priority: lower numbers leave the queue first.
 
         Raises:
@@ -137,8 +149,9 @@ class TextModel:
             )
             for i in range(n)
         ]
+        tokenizer = self.call_tokenizer if calls else self.tokenizer
         choices = {
-            sequence.id: Choice(sequence, self.tokenizer, strip=strip, with_tokens=with_tokens)
+            sequence.id: Choice(sequence, tokenizer, strip=strip, with_tokens=with_tokens)
             for sequence in sequences
         }
         leader, *leader.forks = sequences

@@ -16,7 +16,7 @@ from starlette.middleware import Middleware
 
 from llm.text import TextModel
 from server import __version__
-from server.api import chat, health, template
+from server.api import chat, completions, embeddings, health, template, tokenize
 from server.api import models as models_api
 from server.auth import BearerAuth
 from server.errors import ERROR_RESPONSES, install_handlers
@@ -62,6 +62,6 @@ def create_app(settings: Settings, models: Sequence[TextModel] | None = None) ->
     if models is not None:
         app.state.registry = Registry(models)
     install_handlers(app)
-    for endpoint in (chat, models_api, template, health):
+    for endpoint in (chat, completions, embeddings, models_api, tokenize, template, health):
         app.include_router(endpoint.router, responses=ERROR_RESPONSES)
     return app

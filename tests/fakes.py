@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+import math
+from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 
 import torch
 
 from llm.chat.template import ChatTemplate, PlainTemplate
-from llm.choice import TextDelta
+from llm.choice import ReplyToken, TextDelta, Timing
 from llm.config import EngineConfig, GenerationDefaults, ModelConfig, SamplingParams
 from llm.engine import Engine, EngineStats
 from llm.errors import EngineError, EngineStopped
+from llm.grammar import Grammar, Grammars
 from llm.model import Decoder, init_weights
 from llm.runner.eager import EagerRunner
-from llm.sequence import FinishReason
+from llm.sequence import FinishReason, Logprob
 from llm.text import TextModel
 from llm.tokenizer import ByteTokenizer
 
@@ -90,6 +92,10 @@ Step = str | Gate | Exception
 class ScriptedModel:
     """TextModel's public face, for tests of the protocol: says what it is told, remembers who left early.
 
+    Every token has log probability -0.5 and rank 1, with the letters a, b, c... for its alternatives; tokens
+    come a tenth of a second apart, alone in their step. A token's id is its first byte. The embedding of a
+    prompt is its length and its first id.
+
     Args:
         script: of every reply. A str is one token's text, a Gate waits, an exception is raised. The last str
             carries the finish.
@@ -114,6 +120,10 @@ class ScriptedModel:
         self.max_model_len = max_model_len
         self.prompts: list[list[int]] = []
         self.params: list[SamplingParams] = []
+        self.priorities: list[int] = []
+        self.grammars = self.call_grammars = Grammars(self.tokenizer, self.tokenizer.vocab_size)
+        self.call_tokenizer = self.tokenizer
+        self.grammars_followed: list[Grammar | None] = []
         self.num_started = self.num_closed = self.num_open = self.num_aborted = 0
         self.engine = EngineStats("cpu", 0, 0, 8, 8, 0, 0, 0, 0, 0.0, True)
 
@@ -136,11 +146,22 @@ class ScriptedModel:
         return [self.engine]
 
     async def stream(
-        self, prompt: list[int], params: SamplingParams, n: int = 1, *, strip: bool = True
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        n: int = 1,
+        *,
+        strip: bool = True,
+        with_tokens: bool = False,
+        grammar: Grammar | None = None,
+        calls: bool = False,
+        priority: int = 0,
     ) -> AsyncGenerator[TextDelta, None]:
         """The script, once per choice, interleaved; one token per str."""
         self.prompts.append(prompt)
         self.params.append(params)
+        self.priorities.append(priority)
+        self.grammars_followed.append(grammar)
         self.num_open += 1
         ended = False
         last = max(i for i, step in enumerate(self.script) if isinstance(step, str))
@@ -152,11 +173,14 @@ class ScriptedModel:
                 elif isinstance(step, Exception):
                     raise step
                 else:
+                    if not num_tokens and params.prompt_logprobs is not None:
+                        scores = (scripted_logprob(token, params.prompt_logprobs) for token in prompt[1:])
+                        yield TextDelta(0, "", 0, prompt_logprobs=tuple(scores))
                     num_tokens += 1
                     cut = num_tokens == params.max_tokens and i < last
                     finish = FinishReason.LENGTH if cut else self.finish if i == last else None
-                    for choice in range(n):
-                        yield TextDelta(choice, step, 1, finish)
+                    for delta in self._said(step, num_tokens, n, finish, params, with_tokens):
+                        yield delta
                     if cut:
                         break
             ended = True
@@ -166,3 +190,45 @@ class ScriptedModel:
         finally:
             self.num_open -= 1
             self.num_aborted += not ended
+
+    def _said(
+        self,
+        text: str,
+        num_tokens: int,
+        n: int,
+        finish: FinishReason | None,
+        params: SamplingParams,
+        with_tokens: bool,
+    ) -> Iterator[TextDelta]:
+        """One token of every choice."""
+        data, at = text.encode(), num_tokens / 10
+        token_id = data[0] if data else 256
+        logprob = None if params.logprobs is None else scripted_logprob(token_id, params.logprobs)
+        tokens = (ReplyToken(token_id, data, False, logprob, at, 1),) if with_tokens else ()
+        timing = None if finish is None else Timing(0.0, 0.05, 0.1, at, num_tokens)
+        for choice in range(n):
+            yield TextDelta(choice, text, 1, finish, tokens, timing=timing)
+
+    async def embed(self, prompt: list[int], *, priority: int = 0) -> list[float]:
+        """The prompt's length and its first id, once the script's gates are open and its errors raised."""
+        self.prompts.append(prompt)
+        self.priorities.append(priority)
+        self.num_open += 1
+        ended = False
+        try:
+            for step in self.script:
+                if isinstance(step, Gate):
+                    await step.wait()
+                elif isinstance(step, Exception):
+                    raise step
+            ended = True
+            return [float(len(prompt)), float(prompt[0])]
+        finally:
+            self.num_open -= 1
+            self.num_aborted += not ended
+
+
+def scripted_logprob(token_id: int, num_top: int) -> Logprob:
+    """What ScriptedModel says of a token: the best, and half as probable each a, b, c..."""
+    others = tuple((ord("a") + i, -0.5 + (i + 1) * math.log(0.5)) for i in range(num_top - 1))
+    return Logprob(token_id, -0.5, 1, ((token_id, -0.5), *others)[:num_top])

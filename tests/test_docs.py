@@ -27,7 +27,8 @@ def rows(section: str) -> list[list[str]]:
 
 def fields_of(schema: type[Schema], path: str = "") -> Iterator[str]:
     """Every field of a request by its path in the document: messages[].content[].text."""
-    for name, field in schema.model_fields.items():
+    for own_name, field in schema.model_fields.items():
+        name = field.alias or own_name
         yield path + name
         for inner, is_list in nested(field.annotation):
             yield from fields_of(inner, f"{path}{name}{'[]' if is_list else ''}.")

@@ -1,1 +1,1 @@
-"""Conversations: messages to the text a model was trained on, and (later) tool calls back."""
+"""Conversations: messages to the text a model was trained on, and what a reply calls back out of its text."""

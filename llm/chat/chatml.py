@@ -16,7 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from llm.chat.template import Message, Segment, refuse_options
+from llm.chat.message import Message, Segment
+from llm.chat.template import refuse_options
+from llm.chat.tools import HERMES, Tool
+from llm.chat.turns import check_calls, check_final, instruct, results_as_user, spell_calls, with_system
 
 START = "<|im_start|>"
 END = "<|im_end|>"
@@ -29,12 +32,15 @@ class ChatMLTemplate:
     text. A marker that is not is ordinary text, and a message that spells it could end itself and speak as
     another role: there the spelling gets a space after the "<" ("< |im_end|>").
 
+    Tools are described in the system message, and calls and results written as Hermes and Qwen have them.
+
     Args:
         default_system: system message of a conversation that brings none.
         control: spellings of the model's control tokens.
     """
 
     name = "chatml"
+    tool_format = HERMES
 
     def __init__(self, default_system: str | None = None, control: Collection[str] = ()) -> None:
         self.default_system = default_system
@@ -50,20 +56,27 @@ class ChatMLTemplate:
         messages: Sequence[Message],
         *,
         generate: bool = True,
-        tools: Sequence[Mapping[str, object]] = (),
+        tools: Sequence[Tool] = (),
         options: Mapping[str, object] | None = None,
+        continue_final: bool = False,
     ) -> list[Segment]:
         """Segments of a conversation, ending with `<|im_start|>assistant` and a line break when `generate`.
 
         Raises:
-            RequestError: tools or options are given.
+            RequestError: options are given, or the last message cannot be continued.
         """
-        refuse_options(self.name, tools, options)
-        if self.default_system is not None and not any(m.role == "system" for m in messages):
-            messages = [Message("system", self.default_system), *messages]
+        refuse_options(self.name, options)
+        check_calls(messages)
+        final = messages[-1] if continue_final and check_final(messages) else None
+        messages = with_system(messages[:-1] if continue_final else messages, self.default_system)
+        if tools:
+            messages = instruct(messages, HERMES, tools)
+        messages = results_as_user(spell_calls(messages, HERMES), HERMES)
         segments = [segment for message in messages for segment in self._block(message)]
-        if generate:
+        if generate or continue_final:
             segments += [self._marker(START), Segment("assistant\n")]
+        if final is not None:
+            segments.append(Segment(self._harmless(final.content), trained=True))
         return _merged(segments)
 
     def text(self, messages: Sequence[Message], *, generate: bool = True) -> str:
@@ -71,15 +84,17 @@ class ChatMLTemplate:
         return "".join(segment.text for segment in self.render(messages, generate=generate))
 
     def _block(self, message: Message) -> Iterator[Segment]:
-        content = message.content
-        for marker in {START, END} - self._control:
-            content = content.replace(marker, f"< {marker[1:]}")
         trained = message.role == "assistant"
         yield self._marker(START)
         yield Segment(f"{message.role}\n")
-        yield Segment(content, trained)
+        yield Segment(self._harmless(message.content), trained)
         yield self._marker(END, trained)
         yield Segment("\n")
+
+    def _harmless(self, content: str) -> str:
+        for marker in {START, END} - self._control:
+            content = content.replace(marker, f"< {marker[1:]}")
+        return content
 
     def _marker(self, marker: str, trained: bool = False) -> Segment:
         return Segment(marker, trained, control=marker in self._control)

@@ -20,11 +20,26 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from llm.chat.sandbox.marked import TRAINED, USER, by_user, flags_of, plain
+from llm.chat.habits import read_habits
+from llm.chat.message import Message, Segment
+from llm.chat.sandbox.marked import FINAL, TRAINED, USER, Marked, by_user, flags_of, plain, with_flag
 from llm.chat.sandbox.meter import Meter, Overrun
 from llm.chat.sandbox.program import Program
 from llm.chat.sandbox.rewrite import TemplateFailure
-from llm.chat.template import Message, Segment, option_param
+from llm.chat.template import option_param
+from llm.chat.tools import Tool, ToolFormat
+from llm.chat.turns import (
+    CONTINUE,
+    check_calls,
+    check_final,
+    fields_of,
+    instruct,
+    named_results,
+    one_call_each,
+    results_as_user,
+    spell_calls,
+    with_system,
+)
 from llm.errors import CheckpointError, RequestError
 
 ALLOWED_OPTIONS: Mapping[str, tuple[object, ...]] = {
@@ -48,7 +63,9 @@ _PROBES = (
 )
 _WRITTEN_HERE = re.compile(rb"[\x00\x02]+")
 _SAME_TRAINING = re.compile(rb"[\x00\x01]+|[\x02\x03]+")
-assert (USER, TRAINED) == (1, 2)
+_IS_FINAL = re.compile(rb"[\x04-\x07]+")
+_NOT_FINAL = bytes(byte & ~FINAL for byte in range(256))
+assert (USER, TRAINED, FINAL) == (1, 2, 4)
 
 
 class JinjaTemplate:
@@ -87,11 +104,23 @@ class JinjaTemplate:
                 self._probe(probe)
         except TemplateFailure as error:
             raise CheckpointError(f"chat template: {error}") from None
+        self._habits = read_habits(source, self._try)
+
+    @property
+    def tool_format(self) -> ToolFormat:
+        """The form in which the template writes calls, or else the one it is given them in, as text."""
+        return self._habits.tool_format
+
+    def _try(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str | None:
+        try:
+            return plain(self._write(messages, True, tools, {}))
+        except TemplateFailure:
+            return None
 
     def _probe(self, messages: Sequence[Message]) -> None:
         """A template may refuse a system message or an order of roles; it may not fail to end."""
         try:
-            text = self._write(messages, True, None, {})
+            text = self._write(messages, True, (), {})
         except TemplateFailure as error:
             if error.overrun or len(messages) == 1:
                 raise
@@ -104,29 +133,38 @@ class JinjaTemplate:
         messages: Sequence[Message],
         *,
         generate: bool = True,
-        tools: Sequence[Mapping[str, object]] = (),
+        tools: Sequence[Tool] = (),
         options: Mapping[str, object] | None = None,
+        continue_final: bool = False,
     ) -> list[Segment]:
         """Segments of a conversation; their texts, joined, are what the template writes, except that a
         bos_token written twice at the start is there once.
 
         Args:
             generate: end where the model's reply begins.
-            tools: functions the model may call, as OpenAI's API describes them.
+            tools: functions the model may call.
             options: of ALLOWED_OPTIONS.
+            continue_final: end where the last message's text ends.
 
         Raises:
-            RequestError: an option is not allowed, or the template refuses the conversation.
+            RequestError: an option is not allowed, the template refuses the conversation, or it does not
+                write the message that is to be continued as it is.
         """
         check_options(options or {}, self._program.names)
+        check_calls(messages)
+        final = messages[-1].content if continue_final and check_final(messages) else None
+        if continue_final and final is None:
+            messages, generate = messages[:-1], True
+        messages, given = self._put(messages, tools)
         try:
-            given = [_by_user(tool) for tool in tools] or None
-            text = self._write(messages, generate, given, options or {})
+            text = self._write(messages, generate and final is None, given, options or {}, final is not None)
         except TemplateFailure as error:
             verb = "refuses" if error.refusal else "fails on"
             raise RequestError(
                 f"this model's chat template {verb} this conversation: {error}", param="messages"
             ) from None
+        if final is not None:
+            text = _cut(text, final)
         segments = list(self._segments(text))
         bos = Segment(self._constants["bos_token"], control=True)
         return segments[1:] if segments[:2] == [bos, bos] else segments
@@ -135,21 +173,35 @@ class JinjaTemplate:
         """The rendered conversation as one string, for people to read."""
         return "".join(segment.text for segment in self.render(messages, generate=generate))
 
+    def _put(
+        self, messages: Sequence[Message], tools: Sequence[Tool]
+    ) -> tuple[list[Message], Sequence[Tool]]:
+        """The conversation as the template knows it, and the tools that are left to it."""
+        habits = self._habits
+        turns = with_system(messages, self.default_system)
+        if tools and not habits.tools:
+            turns, tools = instruct(turns, habits.tool_format, tools, system=habits.system), ()
+        if not habits.calls:
+            return results_as_user(spell_calls(turns, habits.tool_format), habits.tool_format), tools
+        return named_results(turns if habits.several else one_call_each(turns)), tools
+
     def _write(
         self,
         messages: Sequence[Message],
         generate: bool,
-        tools: Sequence[object] | None,
+        tools: Sequence[Tool],
         options: Mapping[str, object],
+        mark_final: bool = False,
     ) -> str:
         """The template's text, marked with who wrote what."""
-        if self.default_system is not None and not any(m.role == "system" for m in messages):
-            messages = [Message("system", self.default_system), *messages]
+        turns = [_turn(message) for message in with_system(messages, self.default_system)]
+        if mark_final:
+            turns[-1]["content"] = with_flag(by_user(messages[-1].content), FINAL)
         values: dict[str, object] = {
             **self._constants,
             **options,
-            "messages": [{"role": m.role, "content": by_user(m.content)} for m in messages],
-            "tools": tools,
+            "messages": turns,
+            "tools": [_by_user(tool.spec) for tool in tools] or None,
             "documents": None,
             "add_generation_prompt": generate,
         }
@@ -219,6 +271,28 @@ def check_options(options: Mapping[str, object], names: Collection[str]) -> None
 def _texts(text: str, flags: bytes, start: int, end: int) -> Iterator[Segment]:
     for run in _SAME_TRAINING.finditer(flags, start, end):
         yield Segment(text[run.start() : run.end()], trained=bool(flags[run.start()] & TRAINED))
+
+
+def _turn(message: Message) -> dict[str, object]:
+    """A message for the template: what it says counts as the user's, and a role is a role."""
+    turn = {key: _by_user(value) for key, value in fields_of(message).items()}
+    return turn | {"role": message.role}
+
+
+def _cut(text: str, final: str) -> str:
+    """The text up to the end of the final message's.
+
+    Raises:
+        RequestError: the template leaves its end out, or changes it.
+    """
+    bare, flags = plain(text), flags_of(text)
+    run = max(_IS_FINAL.finditer(flags), key=lambda run: run.end(), default=None)
+    written = bare[run.start() : run.end()].rstrip() if run else ""
+    if run is None or not written or not final.rstrip().endswith(written):
+        raise RequestError(
+            f"{CONTINUE}: this model's chat template does not write the last message as it is", param=CONTINUE
+        )
+    return Marked(bare[: run.end()], flags[: run.end()].translate(_NOT_FINAL))
 
 
 def _by_user(value: object, depth: int = 1) -> object:

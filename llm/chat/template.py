@@ -16,36 +16,16 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
+from llm.chat.message import Message as Message
+from llm.chat.message import Role as Role
+from llm.chat.message import Segment as Segment
+from llm.chat.message import ToolCall as ToolCall
+from llm.chat.tools import PLAIN, Tool, ToolFormat
+from llm.chat.turns import check_calls, check_final, instruct, spell_calls, with_system
 from llm.errors import CheckpointError, RequestError
 from llm.tokenizer import Tokenizer
-
-Role = Literal["system", "user", "assistant"]
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn. Roles beyond these three are mapped (developer → system) or refused at the HTTP edge."""
-
-    role: Role
-    content: str
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """A stretch of rendered text.
-
-    Attributes:
-        text: as written into the prompt.
-        trained: the model is taught to write it itself.
-        control: the text is the spelling of one control token, and becomes that token. Nothing else does.
-    """
-
-    text: str
-    trained: bool = False
-    control: bool = False
 
 
 class ChatTemplate(Protocol):
@@ -54,23 +34,31 @@ class ChatTemplate(Protocol):
     name: str
     default_system: str | None
 
+    @property
+    def tool_format(self) -> ToolFormat:
+        """How a reply calls functions, and how calls in a conversation are written."""
+
     def render(
         self,
         messages: Sequence[Message],
         *,
         generate: bool = True,
-        tools: Sequence[Mapping[str, object]] = (),
+        tools: Sequence[Tool] = (),
         options: Mapping[str, object] | None = None,
+        continue_final: bool = False,
     ) -> list[Segment]:
         """Segments of a conversation.
 
         Args:
             generate: end where the model's reply begins.
-            tools: functions the model may call, as OpenAI's API describes them.
+            tools: functions the model may call.
             options: what else a template may be told, such as enable_thinking.
+            continue_final: end where the last message's text ends, so that the model goes on with it; it is
+                the assistant's. `generate` does not count then.
 
         Raises:
-            RequestError: the template refuses this conversation, or does not know an option.
+            RequestError: the template refuses this conversation, or does not know an option; or the last
+                message cannot be continued.
         """
 
 
@@ -81,7 +69,11 @@ class PlainTemplate:
         User: what is a token?
         Assistant: A piece of text.
 
-    Line breaks inside a message become spaces, so a message can never speak as another role.
+    Line breaks inside a message become spaces, so a message can never speak as another role. Calls are part
+    of the assistant's line, and a result is a line of its own:
+
+        Assistant: <tool_call>{"name": "weather", "arguments": {"place": "Oslo"}}</tool_call>
+        Tool: rain
 
     Args:
         default_system: system line of a conversation that brings none.
@@ -91,6 +83,7 @@ class PlainTemplate:
     name = "plain"
     stops = ("\nUser:", "\nSystem:", "\n")
     """Stop strings that end a reply in this format."""
+    tool_format = PLAIN
 
     def __init__(self, default_system: str | None = None, begin: str | None = None) -> None:
         self.default_system = default_system
@@ -101,21 +94,27 @@ class PlainTemplate:
         messages: Sequence[Message],
         *,
         generate: bool = True,
-        tools: Sequence[Mapping[str, object]] = (),
+        tools: Sequence[Tool] = (),
         options: Mapping[str, object] | None = None,
+        continue_final: bool = False,
     ) -> list[Segment]:
-        refuse_options(self.name, tools, options)
-        if self.default_system is not None and not any(m.role == "system" for m in messages):
-            messages = [Message("system", self.default_system), *messages]
+        refuse_options(self.name, options)
+        check_calls(messages)
+        final = messages[-1] if continue_final and check_final(messages) else None
+        messages = with_system(messages[:-1] if continue_final else messages, self.default_system)
+        if tools:
+            messages = instruct(messages, PLAIN, tools, between=" ")
         segments = list(self._begin)
-        for message in messages:
-            line = " ".join(message.content.splitlines()).strip()
+        for message in spell_calls(messages, PLAIN):
+            line = _one_line(message.content).strip()
             if message.role == "assistant":
                 segments += [Segment("Assistant:"), Segment(f" {line}\n", trained=True)]
             else:
                 segments.append(Segment(f"{message.role.title()}: {line}\n"))
-        if generate:
+        if generate or continue_final:
             segments.append(Segment("Assistant:"))
+        if final is not None:
+            segments.append(Segment(f" {_one_line(final.content).lstrip()}", trained=True))
         return segments
 
     def text(self, messages: Sequence[Message], *, generate: bool = True) -> str:
@@ -123,16 +122,16 @@ class PlainTemplate:
         return "".join(segment.text for segment in self.render(messages, generate=generate))
 
 
-def refuse_options(
-    name: str, tools: Sequence[Mapping[str, object]], options: Mapping[str, object] | None
-) -> None:
-    """For a template that knows neither tools nor options.
+def _one_line(text: str) -> str:
+    return " ".join(text.splitlines())
+
+
+def refuse_options(name: str, options: Mapping[str, object] | None) -> None:
+    """For a template that knows no options.
 
     Raises:
-        RequestError: either is given.
+        RequestError: one is given.
     """
-    if tools:
-        raise RequestError(f"this model's chat template ({name}) knows no tools", param="tools")
     if options:
         option = option_param(next(iter(options)))
         raise RequestError(f"{option}: this model's chat template ({name}) knows no options", param=option)
@@ -174,9 +173,16 @@ def encode_prompt(
     template: ChatTemplate,
     messages: Sequence[Message],
     options: Mapping[str, object] | None = None,
+    *,
+    tools: Sequence[Tool] = (),
+    generate: bool = True,
+    continue_final: bool = False,
 ) -> list[int]:
-    """Ids after which the model's reply begins."""
-    return encode_segments(tokenizer, template.render(messages, options=options))[0]
+    """Ids after which the model's reply begins; the arguments are the template's."""
+    segments = template.render(
+        messages, generate=generate, tools=tools, options=options, continue_final=continue_final
+    )
+    return encode_segments(tokenizer, segments)[0]
 
 
 def text_bytes(segments: Sequence[Segment]) -> int:
@@ -190,16 +196,21 @@ def drop_oldest(
     messages: Sequence[Message],
     room: int,
     options: Mapping[str, object] | None = None,
+    *,
+    tools: Sequence[Tool] = (),
+    generate: bool = True,
+    continue_final: bool = False,
 ) -> tuple[list[int], int]:
     """Drop the oldest turns, never a system message and never the last message, until the prompt fits `room`
     ids.
 
-    A user's turn and the replies to it go together: a reply whose question is gone would answer nothing.
+    A user's turn and the replies to it go together: a reply whose question is gone would answer nothing. A
+    result goes with its call: when the last message is one, so does the turn that called.
     The cut is found by bisection, so 1,024 messages are encoded about ten times, not a thousand, and what has
     more bytes than `room` tokens can hold is not encoded at all.
 
     Args:
-        options: the template's.
+        options, tools, generate, continue_final: the template's.
 
     Returns:
         The prompt's ids and the number of messages dropped.
@@ -212,21 +223,48 @@ def drop_oldest(
     def without(first_kept: int) -> list[Message]:
         return [m for i, m in enumerate(messages) if i >= first_kept or m.role == "system"]
 
+    def render(first_kept: int) -> list[Segment]:
+        return template.render(
+            without(first_kept),
+            generate=generate,
+            tools=tools,
+            options=options,
+            continue_final=continue_final,
+        )
+
     def num_tokens(first_kept: int) -> int:
         """Exact up to `room`, at least a lower bound beyond."""
-        segments = template.render(without(first_kept), options=options)
+        segments = render(first_kept)
         least = -(-text_bytes(segments) // tokenizer.longest_token)
         return least if least > room else len(encode_segments(tokenizer, segments)[0])
 
-    last = len(messages) - 1
-    starts = [0, *(i for i, m in enumerate(messages) if i == last or m.role == "user")]
+    starts = _starts(messages)
     cut = bisect.bisect_left(starts, True, key=lambda start: num_tokens(start) <= room)
     if cut == len(starts):
         raise RequestError(
-            f"the system message and the last message alone are at least {num_tokens(last)} tokens, "
+            f"the system message and the last message alone are at least {num_tokens(starts[-1])} tokens, "
             f"the limit is {room}",
             param="messages",
             code="context_length_exceeded",
         )
-    kept = without(starts[cut])
-    return encode_prompt(tokenizer, template, kept, options), len(messages) - len(kept)
+    ids = encode_segments(tokenizer, render(starts[cut]))[0]
+    return ids, len(messages) - len(without(starts[cut]))
+
+
+def _starts(messages: Sequence[Message]) -> list[int]:
+    """Where a conversation may begin: at its beginning, at a turn of the user's, and as late as possible; but
+    never between a call and its result.
+    """
+    last = len(messages) - 1
+    calls: dict[str | None, int] = {}
+    held: set[int] = set()  # places after a call, up to its result
+    owner = last
+    for i, message in enumerate(messages):
+        if message.role != "tool":
+            owner = i if message.role != "system" else owner
+            calls |= {call.id: i for call in message.tool_calls}
+        else:
+            held.update(range(calls.get(message.tool_call_id, owner) + 1, i + 1))
+    latest = next(i for i in range(last, -1, -1) if i not in held)
+    users = {i for i, message in enumerate(messages) if message.role == "user" and i <= latest}
+    return sorted({0, latest, *users} - held)

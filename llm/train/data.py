@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,9 @@ from llm.tokenizer import Tokenizer
 
 IGNORE = -100
 """Target of a position that has none: padding, or a token the model is not taught to write."""
+
+ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+"""Whose turns are trained on; tools are not among them yet."""
 
 Ids = npt.NDArray[np.int32]
 
@@ -105,10 +108,8 @@ def read_messages(where: str, value: object) -> list[Message]:
     for index, item in enumerate(value):
         role: Any = item.get("role") if isinstance(item, dict) else None
         content = item.get("content") if isinstance(item, dict) else None
-        if role not in get_args(Role):
-            raise DataError(
-                f"{where}: messages[{index}].role is {role!r}, expected {', '.join(get_args(Role))}"
-            )
+        if role not in ROLES:
+            raise DataError(f"{where}: messages[{index}].role is {role!r}, expected {', '.join(ROLES)}")
         if not isinstance(content, str) or not content.strip():
             raise DataError(f"{where}: messages[{index}].content must be non-empty text")
         messages.append(Message(role, content))

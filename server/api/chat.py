@@ -9,27 +9,35 @@ has the list.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter
 from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from llm.sequence import FinishReason
-from llm.choice import TextDelta
-from server.api.chat_stream import ReplyHead, chunks, usage
+from llm.grammar import GrammarSpec
+from server.api.chat_delta import chat_deltas
+from server.api.chat_reply import complete
+from server.api.chat_stream import chunks
 from server.api.conversation import (
     UNBUILT_MESSAGE,
-    Messages,
-    TemplateOptions,
+    RenderingFields,
     build_prompt,
     to_messages,
+    to_rendering,
 )
 from server.api.fields import Neutral, Schema, describe, ignored, parse, refuse_unbuilt, report
-from server.api.sampling import SamplingFields, TokenLimit, limit_tokens, to_drawing
+from server.api.reply import ReplyHead, Wanted
+from server.api.sampling import (
+    MAX_TOP_LOGPROBS,
+    SamplingFields,
+    TokenLimit,
+    limit_tokens,
+    to_drawing,
+)
+from server.api.structured import StructuredFields, compile_grammar, grammar_spec
+from server.api.tools import ToolFields, ToolUse, to_tool_use
 from server.body import read_object
 from server.errors import invalid
 from server.registry import registry_of
@@ -43,58 +51,40 @@ class StreamOptions(Schema):
     """Only with stream."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
-class ChatRequest(SamplingFields):
+class ChatRequest(RenderingFields, ToolFields, StructuredFields, SamplingFields):
     """What is honoured."""
 
-    messages: Messages
     model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_completion_tokens: TokenLimit = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     truncation: Literal["error", "drop_oldest"] | None = None
-    chat_template_kwargs: TemplateOptions = None
-    user: Annotated[str, Field(max_length=1024)] | None = None
 
 
 UNBUILT: Neutral = {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
     "audio": (),
     "modalities": (["text"],),
     "chat_template": (),
-    "continue_final_message": (False,),
-    "add_generation_prompt": (True,),
 }
 """Refused unless neutral: ignoring these would change the meaning of the answer."""
 
 IGNORED: Neutral = {
-    "min_tokens": (0,),
-    "parallel_tool_calls": (True, False),
     "store": (False,),
     "metadata": ({},),
     "service_tier": ("auto", "default"),
     "reasoning_effort": (),
     "verbosity": (),
     "prediction": (),
-    "priority": (0,),
-    "cache_salt": (),
     "prompt_cache_key": (),
     "safety_identifier": (),
     "stream_options.include_obfuscation": (False,),
-    "stream_options.continuous_usage_stats": (False,),
-    "messages[].name": (),
     "messages[].refusal": (),
     "messages[].audio": (),
     "messages[].annotations": ([],),
@@ -110,30 +100,41 @@ async def chat_completions(request: Request) -> Response:
     asked = parse(ChatRequest, await read_object(request, settings.max_body_bytes))
     headers = _check_fields(asked, settings)
     model = registry_of(request).get(asked.model)
-    wanted = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
-    limit = limit_tokens(wanted, model.defaults, settings.default_max_tokens)
+    use = to_tool_use(asked)
+    rendering = to_rendering(asked, use.tools)
+    form = _form(asked, use)
+    asked_tokens = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
+    limit = limit_tokens(asked_tokens, model.defaults, settings.default_max_tokens)
     drop = asked.truncation == "drop_oldest"
-    prompt = await build_prompt(
-        model,
-        to_messages(asked.messages),
-        max_tokens=limit,
-        drop=drop,
-        options=asked.chat_template_kwargs,
-    )
-    drawing = to_drawing(asked, model, model.check_room(len(prompt.ids), limit))
+    messages = to_messages(asked.messages)
+    prompt = await build_prompt(model, messages, rendering, max_tokens=limit, drop=drop)
+    room = model.check_room(len(prompt.ids), limit)
+    num_top = (asked.top_logprobs or 0) if asked.logprobs else None
+    drawing = to_drawing(asked, model, room, template_stops=form is None, logprobs=num_top)
+    grammars = model.call_grammars if use.tools else model.grammars
+    grammar = await compile_grammar(grammars, form or use.spec(model.template))
     headers |= drawing.headers | prompt.headers
-    head = ReplyHead.of(model)
-    deltas = model.stream(prompt.ids, drawing.params, drawing.num_choices)
-    if not asked.stream:
-        reply = _complete(deltas, head, n=drawing.num_choices, num_prompt_tokens=len(prompt.ids))
-        return JSONResponse(await finish_unless_gone(request, reply), headers=headers)
-    with_usage = asked.stream_options is not None and asked.stream_options.include_usage is True
-    stream = chunks(
-        deltas, head, n=drawing.num_choices, num_prompt_tokens=len(prompt.ids), with_usage=with_usage
+    wanted = _wanted(asked, prompt.ids, drawing.num_choices, num_top)
+    texts = model.stream(
+        prompt.ids,
+        drawing.params,
+        drawing.num_choices,
+        strip=not rendering.continue_final,
+        with_tokens=wanted.tokens,
+        grammar=grammar,
+        calls=bool(use.tools),
+        priority=asked.priority or 0,
     )
+    parser = model.template.tool_format.parser if use.tools else None
+    deltas = chat_deltas(texts, drawing.num_choices, parser)
+    head = ReplyHead.of(model)
+    if not asked.stream:
+        scored = asked.prompt_logprobs is not None
+        reply = complete(deltas, head, wanted, model.tokenizer, with_prompt_logprobs=scored)
+        return JSONResponse(await finish_unless_gone(request, reply), headers=headers)
     return await open_stream(
         request,
-        stream,
+        chunks(deltas, head, wanted, model.tokenizer),
         headers=headers,
         keep_alive=settings.keep_alive_interval,
         send_timeout=settings.send_timeout,
@@ -145,38 +146,34 @@ def _check_fields(asked: ChatRequest, settings: Settings) -> dict[str, str]:
     refuse_unbuilt(asked, UNBUILT)
     if asked.stream_options is not None and not asked.stream:
         raise invalid("stream_options is only for requests with stream: true", "stream_options")
+    if asked.top_logprobs and not asked.logprobs:
+        raise invalid("top_logprobs is only for requests with logprobs: true", "top_logprobs")
+    if asked.prompt_logprobs is not None and asked.stream:
+        raise invalid("prompt_logprobs is only for requests without stream", "prompt_logprobs")
     neutral = {**UNBUILT, **{f"messages[].{name}": v for name, v in UNBUILT_MESSAGE.items()}, **IGNORED}
     return report(ignored(asked, neutral), strict=settings.strict)
 
 
-async def _complete(
-    deltas: AsyncGenerator[TextDelta, None], head: ReplyHead, *, n: int, num_prompt_tokens: int
-) -> dict[str, Any]:
-    """The whole reply as one object."""
-    texts: list[list[str]] = [[] for _ in range(n)]
-    finish: list[FinishReason | None] = [None] * n
-    num_tokens = 0
-    async with aclosing(deltas):
-        async for delta in deltas:
-            texts[delta.choice].append(delta.text)
-            finish[delta.choice] = delta.finish
-            num_tokens += delta.num_tokens
-    choices = [
-        {
-            "index": i,
-            "message": {"role": "assistant", "content": "".join(texts[i]), "refusal": None},
-            "logprobs": None,
-            "finish_reason": _ended(finish[i]),
-        }
-        for i in range(n)
-    ]
-    return {
-        **head.fields("chat.completion"),
-        "choices": choices,
-        "usage": usage(num_prompt_tokens, num_tokens),
-    }
+def _form(asked: ChatRequest, use: ToolUse) -> GrammarSpec | None:
+    """The form of the reply's content; none where it can only be calls."""
+    spec = grammar_spec(asked)
+    if spec is None or not use.tools:
+        return spec
+    if use.choice == "auto":
+        message = f"{spec.param} together with tools needs tool_choice none, required or a function"
+        raise invalid(message, "tool_choice")
+    return None
 
 
-def _ended(reason: FinishReason | None) -> str:
-    assert reason is not None, "a stream of deltas ends every choice"
-    return reason.value
+def _wanted(asked: ChatRequest, prompt: list[int], num_choices: int, num_top: int | None) -> Wanted:
+    options = asked.stream_options or StreamOptions()
+    return Wanted(
+        prompt,
+        num_choices,
+        usage=options.include_usage is True,
+        running_usage=options.continuous_usage_stats is True,
+        num_top=num_top,
+        token_ids=asked.return_token_ids is True,
+        timings=asked.timings is True or asked.timings_per_token is True,
+        per_token=asked.timings_per_token is True,
+    )

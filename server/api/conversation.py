@@ -13,18 +13,22 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Discriminator, Field, Tag
 
-from llm.chat.template import Message, Role, Segment, drop_oldest, encode_segments, text_bytes
+from llm.chat.template import Message, Role, Segment, ToolCall, drop_oldest, encode_segments, text_bytes
+from llm.chat.tools import Tool
 from llm.errors import RequestError
 from llm.text import TextModel
 from server.api.fields import Neutral, Schema, refuse_unbuilt
+from server.api.tools import FunctionName
 from server.errors import invalid
 
 MAX_MESSAGES = 1024
 MAX_OPTIONS = 16
+MAX_CALLS = 64
+MAX_ID_CHARS = 256
 IN_THREAD_BYTES = 16 << 10
 TRUNCATED_HEADER = "x-truncated-messages"
 
-UNBUILT_MESSAGE: Neutral = {"tool_calls": ([],), "function_call": ()}
+UNBUILT_MESSAGE: Neutral = {"function_call": ()}
 """Parts of a message that would change what the model reads."""
 
 T = TypeVar("T")
@@ -51,16 +55,77 @@ Content = Annotated[
 ]
 
 
+class SentFunction(Schema):
+    """What was called."""
+
+    name: FunctionName
+    arguments: str
+
+
+class SentCall(Schema):
+    """A tool call of an assistant's turn, as the server wrote it."""
+
+    id: Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
+    type: Literal["function"] | None = None
+    function: SentFunction
+
+
 class ChatMessage(Schema):
     """One turn, as OpenAI's API writes it."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content | None = None
+    name: Annotated[str, Field(max_length=MAX_ID_CHARS)] | None = None
+    tool_calls: Annotated[list[SentCall], Field(max_length=MAX_CALLS)] | None = None
+    tool_call_id: Annotated[str, Field(max_length=MAX_ID_CHARS)] | None = None
 
 
 Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
 TemplateOptions = Annotated[dict[str, Any], Field(max_length=MAX_OPTIONS)] | None
 """`chat_template_kwargs`: the template says which it knows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """How a conversation is to be written: the arguments of ChatTemplate.render."""
+
+    tools: tuple[Tool, ...] = ()
+    options: TemplateOptions = None
+    generate: bool = True
+    continue_final: bool = False
+
+    def segments(self, model: TextModel, messages: Sequence[Message]) -> list[Segment]:
+        """The conversation in the model's template."""
+        return model.template.render(
+            messages,
+            generate=self.generate,
+            tools=self.tools,
+            options=self.options,
+            continue_final=self.continue_final,
+        )
+
+
+class RenderingFields(Schema):
+    """What chat and /apply-template take."""
+
+    messages: Messages
+    chat_template_kwargs: TemplateOptions = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+
+
+def to_rendering(fields: RenderingFields, tools: tuple[Tool, ...]) -> Rendering:
+    """How this request wants its conversation written.
+
+    Raises:
+        ApiError: a final message that is both continued and answered.
+    """
+    continue_final = fields.continue_final_message is True
+    if continue_final and fields.add_generation_prompt is True:
+        message = "continue_final_message and add_generation_prompt cannot both be true"
+        raise invalid(message, "continue_final_message")
+    generate = fields.add_generation_prompt is not False and not continue_final
+    return Rendering(tools, fields.chat_template_kwargs, generate, continue_final)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +145,28 @@ def to_messages(sent: Sequence[ChatMessage]) -> list[Message]:
     """Text of each turn: parts joined by line breaks, developer read as system, an assistant's null as "".
 
     Raises:
-        ApiError: a turn without content that must have some, or with tool calls.
+        ApiError: a turn without content that must have some, calls of another than the assistant, a result
+            that names no call.
     """
     messages: list[Message] = []
     for i, message in enumerate(sent):
-        refuse_unbuilt(message, UNBUILT_MESSAGE, f"messages[{i}].")
+        path = f"messages[{i}]"
+        refuse_unbuilt(message, UNBUILT_MESSAGE, f"{path}.")
         if message.content is None and message.role != "assistant":
-            path = f"messages[{i}].content"
-            raise invalid(f"{path} is required for role {message.role}", path, "missing_required_parameter")
+            param = f"{path}.content"
+            raise invalid(f"{param} is required for role {message.role}", param, "missing_required_parameter")
+        if message.tool_calls and message.role != "assistant":
+            param = f"{path}.tool_calls"
+            raise invalid(f"{param} is only for role assistant, got role {message.role}", param)
+        if message.role == "tool" and message.tool_call_id is None:
+            param = f"{path}.tool_call_id"
+            raise invalid(f"{param} is required for role tool", param, "missing_required_parameter")
         role: Role = "system" if message.role == "developer" else message.role
-        messages.append(Message(role, _text(message.content)))
+        calls = tuple(
+            ToolCall(call.id, call.function.name, call.function.arguments)
+            for call in message.tool_calls or ()
+        )
+        messages.append(Message(role, _text(message.content), calls, message.tool_call_id, message.name))
     return messages
 
 
@@ -105,26 +182,21 @@ async def encode(model: TextModel, segments: list[Segment]) -> list[int]:
 
 
 async def build_prompt(
-    model: TextModel,
-    messages: list[Message],
-    *,
-    max_tokens: int | None,
-    drop: bool,
-    options: TemplateOptions = None,
+    model: TextModel, messages: list[Message], rendering: Rendering, *, max_tokens: int | None, drop: bool
 ) -> Prompt:
     """The prompt of a conversation.
 
     Args:
-        options: what else the request tells the template.
+        rendering: how it is written.
         max_tokens: new tokens wanted; `drop` makes room for them, up to half of the context.
         drop: leave out the oldest turns instead of refusing a conversation that is too long.
 
     Raises:
         RequestError: longer than the model's context, or refused by the model's template.
     """
-    segments = model.template.render(messages, options=options)
+    segments = rendering.segments(model, messages)
     if drop:
-        return await asyncio.to_thread(_fit, model, messages, max_tokens, options)
+        return await asyncio.to_thread(_fit, model, messages, rendering, max_tokens)
     if (size := text_bytes(segments)) > model.max_prompt_bytes:
         raise RequestError(
             f"the prompt is {size} bytes long; this model's context of {model.max_model_len} tokens "
@@ -135,15 +207,23 @@ async def build_prompt(
     return Prompt(await encode(model, segments))
 
 
-def _fit(
-    model: TextModel, messages: list[Message], max_tokens: int | None, options: TemplateOptions
-) -> Prompt:
+def _fit(model: TextModel, messages: list[Message], rendering: Rendering, max_tokens: int | None) -> Prompt:
     """Room for the reply if possible; when the last message leaves less, what it leaves."""
     half = model.max_model_len // 2
     reply = half if max_tokens is None else min(max_tokens, half)
 
     def fit(room: int) -> Prompt:
-        return Prompt(*drop_oldest(model.tokenizer, model.template, messages, room, options))
+        ids, num_dropped = drop_oldest(
+            model.tokenizer,
+            model.template,
+            messages,
+            room,
+            rendering.options,
+            tools=rendering.tools,
+            generate=rendering.generate,
+            continue_final=rendering.continue_final,
+        )
+        return Prompt(ids, num_dropped)
 
     try:
         return fit(model.max_model_len - reply)

@@ -27,6 +27,9 @@ MAX_STOP_CHARS = 256
 MAX_STOP_IDS = 64
 MAX_BIASES = 1024
 MAX_TOKENS = 1 << 31
+MAX_TOP_LOGPROBS = 20
+MAX_PRIORITY = 1 << 31
+MAX_SALT_CHARS = 256
 INT64 = 1 << 63
 MADE_SEED_BITS = 53
 """A seed we choose survives clients whose numbers are doubles: jq, JavaScript."""
@@ -86,6 +89,14 @@ class SamplingFields(Schema):
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_IDS)] | None = None
     seed: Annotated[int, Field(ge=-INT64, le=INT64 - 1)] | None = None
     ignore_eos: bool | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    return_token_ids: bool | None = None
+    timings: bool | None = None
+    timings_per_token: bool | None = None
+    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None = None
+    cache_salt: Annotated[str, Field(max_length=MAX_SALT_CHARS)] | None = None
+    user: Annotated[str, Field(max_length=1024)] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +125,23 @@ def limit_tokens(asked: int | None, defaults: GenerationDefaults, cap: int | Non
     return min(limits) if limits else None
 
 
-def to_drawing(fields: SamplingFields, model: TextModel, max_tokens: int) -> Drawing:
+def to_drawing(
+    fields: SamplingFields,
+    model: TextModel,
+    max_tokens: int,
+    *,
+    template_stops: bool = True,
+    logprobs: int | None = None,
+) -> Drawing:
     """The request's fields over the checkpoint's defaults.
 
     Args:
         max_tokens: what `TextModel.check_room` allowed.
+        template_stops: the template's stop strings end the reply too.
+        logprobs: as in SamplingParams.
 
     Raises:
-        ApiError: top_k or a token id beyond the vocabulary.
+        ApiError: top_k or a token id beyond the vocabulary, or min_tokens beyond max_tokens.
     """
     defaults, end = model.defaults, model.tokenizer.end_of_text
     ends = defaults.stop_token_ids | (frozenset() if end is None else {end})
@@ -133,8 +153,12 @@ def to_drawing(fields: SamplingFields, model: TextModel, max_tokens: int) -> Dra
     stop_ids = frozenset(fields.stop_token_ids or ())
     _check_ids(bias, "logit_bias", model)
     _check_ids(stop_ids, "stop_token_ids", model)
+    min_tokens = _sent(fields.min_tokens, 0)
+    if min_tokens > max_tokens:
+        message = f"min_tokens must be at most {max_tokens}, the tokens this reply may have, got {min_tokens}"
+        raise invalid(message, "min_tokens")
     until_asked = bool(fields.ignore_eos)  # neither the model's end nor the template's stops end the reply
-    own_stops = () if until_asked else defaults.stop
+    own_stops = defaults.stop if template_stops and not until_asked else ()
     params = SamplingParams(
         max_tokens=max_tokens,
         temperature=_sent(fields.temperature, defaults.temperature),
@@ -148,6 +172,9 @@ def to_drawing(fields: SamplingFields, model: TextModel, max_tokens: int) -> Dra
         seed=secrets.randbits(MADE_SEED_BITS) if fields.seed is None else fields.seed,
         stop=tuple(dict.fromkeys((*own_stops, *(fields.stop or ())))),
         stop_token_ids=stop_ids if until_asked else stop_ids | ends,
+        min_tokens=min_tokens,
+        logprobs=logprobs,
+        prompt_logprobs=fields.prompt_logprobs,
     )
     return Drawing(params, _sent(fields.n, 1))
 

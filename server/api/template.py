@@ -10,8 +10,9 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from server.api.conversation import Messages, TemplateOptions, encode, to_messages
-from server.api.fields import Schema, describe, ignored, parse, report
+from server.api.conversation import RenderingFields, encode, to_messages, to_rendering
+from server.api.fields import describe, ignored, parse, report
+from server.api.tools import ToolFields, to_tool_use
 from server.body import read_object
 from server.registry import registry_of
 from server.settings import settings_of
@@ -19,12 +20,10 @@ from server.settings import settings_of
 router = APIRouter()
 
 
-class TemplateRequest(Schema):
+class TemplateRequest(RenderingFields, ToolFields):
     """What is honoured."""
 
-    messages: Messages
     model: str | None = None
-    chat_template_kwargs: TemplateOptions = None
 
 
 @router.post("/apply-template", openapi_extra=describe(TemplateRequest))
@@ -34,6 +33,7 @@ async def apply_template(request: Request) -> JSONResponse:
     asked = parse(TemplateRequest, await read_object(request, settings.max_body_bytes))
     headers = report(ignored(asked, {}), strict=settings.strict)
     model = registry_of(request).get(asked.model)
-    segments = model.template.render(to_messages(asked.messages), options=asked.chat_template_kwargs)
+    rendering = to_rendering(asked, to_tool_use(asked).tools)
+    segments = rendering.segments(model, to_messages(asked.messages))
     prompt = "".join(segment.text for segment in segments)
     return JSONResponse({"prompt": prompt, "token_ids": await encode(model, segments)}, headers=headers)

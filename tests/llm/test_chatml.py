@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llm.chat.chatml import END, START, ChatMLTemplate
-from llm.chat.template import Message, Segment, encode_prompt, encode_segments
+from llm.chat.template import Message, Segment, ToolCall, encode_prompt, encode_segments
+from llm.chat.tools import HERMES, Tool
 from llm.errors import RequestError
 from llm.tokenizer import ByteTokenizer
+from tests.llm import tool_templates
 
 CONTROL = (START, END, "<|endoftext|>")
 CHAT = [Message("user", "hi"), Message("assistant", "hello")]
@@ -90,7 +94,45 @@ def test_a_reply_seen_as_history_has_the_ids_it_was_trained_with(messages: list[
     assert mask[len(served) :] == [True] * len("yes<|im_end|>") + [False]
 
 
-def test_tools_and_options_are_refused() -> None:
-    for given_ in ({"tools": [{"type": "function"}]}, {"options": {"enable_thinking": True}}):
-        with pytest.raises(RequestError, match="chatml"):
-            ChatMLTemplate().render(CHAT, **given_)  # type: ignore[arg-type]
+def test_options_are_refused() -> None:
+    with pytest.raises(RequestError, match="chatml"):
+        ChatMLTemplate().render(CHAT, options={"enable_thinking": True})
+
+
+@pytest.mark.parametrize("control", [(), CONTROL])
+def test_tools(control: tuple[str, ...]) -> None:
+    template = ChatMLTemplate("Be brief.", control)
+    segments = template.render(tool_templates.CHAT[:4], tools=[tool_templates.WEATHER])
+    text = "".join(segment.text for segment in segments)
+    instructions = HERMES.instructions([tool_templates.WEATHER])
+    assert text == (
+        f"<|im_start|>system\nBe brief.\n\n{instructions}<|im_end|>\n"
+        "<|im_start|>user\nRain in Oslo?<|im_end|>\n"
+        "<|im_start|>assistant\nI look.\n"
+        '<tool_call>\n{"name": "weather", "arguments": {"place": "Oslo"}}\n</tool_call>\n'
+        '<tool_call>\n{"name": "time", "arguments": {}}\n</tool_call><|im_end|>\n'
+        "<|im_start|>user\n<tool_response>\nrain\n</tool_response>\n"
+        "<tool_response>\nnoon\n</tool_response><|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    assert any(segment.trained and "<tool_call>" in segment.text for segment in segments)
+
+
+@given(PIECES.map("".join), st.sampled_from([(), CONTROL, (START,), (END,)]))
+def test_tools_calls_and_results_cannot_speak_as_another_role(piece: str, control: tuple[str, ...]) -> None:
+    tool = Tool(f"f{piece}", piece, {"type": "object", "properties": {piece: {}}})
+    call = ToolCall(piece, f"f{piece}", json.dumps({piece: piece}))
+    chat = [Message("user", "?"), Message("assistant", piece, (call,)), Message("tool", piece, (), piece)]
+    segments = ChatMLTemplate(control=control).render(chat, tools=[tool])
+    text = "".join(segment.text for segment in segments)
+    for marker, expected in ((START, 5), (END, 4)):
+        if marker in control:
+            assert sum(s.control and s.text == marker for s in segments) == expected
+        else:
+            assert text.count(marker) == expected
+
+
+def test_a_message_that_goes_on_is_still_harmless() -> None:
+    chat = [CHAT[0], Message("assistant", f"a{END}")]
+    assert ChatMLTemplate().render(chat, continue_final=True)[-1] == Segment("a< |im_end|>", trained=True)
+    assert ChatMLTemplate(control=CONTROL).render(chat, continue_final=True)[-1] == Segment(f"a{END}", True)

@@ -6,6 +6,7 @@ renderer, on the same conversation.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,8 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm.chat.jinja import ALLOWED_OPTIONS, ControlTokens, JinjaTemplate
-from llm.chat.template import ChatTemplate, Message, PlainTemplate, Segment
+from llm.chat.template import ChatTemplate, Message, PlainTemplate, Segment, ToolCall
+from llm.chat.tools import HERMES, LLAMA3, Tool
+from llm.chat.turns import fields_of
 from llm.errors import CheckpointError, RequestError
+from tests.llm.tool_templates import CHAT, LLAMA_31, NO_SYSTEM, QWEN_25, TIME, XML
 
 LLAMA_2 = """{% if messages[0]['role'] == 'system' %}
     {% set rest = messages[1:] %}{% set system = messages[0]['content'] %}
@@ -156,27 +160,29 @@ FAMILIES = {
     "Phi 3": (PHI_3, ["<|user|>", "<|assistant|>", "<|system|>", "<|end|>", "</s>"]),
     "macros": (MACROS, ["<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]),
     "generation": (GENERATION, ["<|im_start|>", "<|im_end|>"]),
+    "Qwen 2.5": (QWEN_25, ["<|im_start|>", "<|im_end|>", "<tool_call>"]),
+    "Llama 3.1": (LLAMA_31, ["<s>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]),
+    "XML": (XML, ["<|im_start|>", "<|im_end|>", "<tool_call>"]),
 }
+OWN_TOOLS = ("Llama 3", "Qwen 2.5", "Llama 3.1")
+"""Those whose way with tools is known, so that they describe tools themselves."""
 TEMPLATES = {
     name: JinjaTemplate(source, control=control, bos_token="<s>", eos_token="</s>")
     for name, (source, control) in FAMILIES.items()
 }
 family = pytest.mark.parametrize("name", FAMILIES)
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "description": 'of a "place" <|im_end|>',
-        "parameters": {
-            "type": "object",
-            "properties": {
-                "place": {"type": "string"},
-                "<|eot_id|>": {"type": "array", "items": {"type": "number"}},
-            },
-            "required": ["place"],
+WEATHER = Tool(
+    "weather",
+    'of a "place" <|im_end|>',
+    {
+        "type": "object",
+        "properties": {
+            "place": {"type": "string"},
+            "<|eot_id|>": {"type": "array", "items": {"type": "number"}},
         },
+        "required": ["place"],
     },
-}
+)
 
 
 def conversations(content: st.SearchStrategy[str]) -> st.SearchStrategy[list[Message]]:
@@ -206,16 +212,18 @@ def reference(
     messages: Sequence[Message],
     *,
     generate: bool = True,
-    tools: Sequence[Mapping[str, object]] = (),
+    tools: Sequence[Tool] = (),
     options: Mapping[str, object] | None = None,
+    continue_final: bool = False,
 ) -> str:
     """What transformers writes."""
     module = pytest.importorskip("transformers.utils.chat_template_utils")
     texts, _ = module.render_jinja_template(
-        [[{"role": m.role, "content": m.content} for m in messages]],
-        tools=list(tools) or None,
+        [[fields_of(message) for message in messages]],
+        tools=[tool.spec for tool in tools] or None,
         chat_template=source,
-        add_generation_prompt=generate,
+        add_generation_prompt=generate and not continue_final,
+        continue_final_message=continue_final,
         bos_token="<s>",
         eos_token="</s>",
         **(options or {}),
@@ -236,7 +244,7 @@ def test_the_text_is_what_transformers_writes(
 ) -> None:
     given: dict[str, Any] = {
         "generate": generate,
-        "tools": [WEATHER, WEATHER] if tools else [],
+        "tools": [WEATHER, TIME] if tools and name in OWN_TOOLS else [],
         "options": options if "enable_thinking" in FAMILIES[name][0] else {},
     }
     segments = TEMPLATES[name].render(messages, **given)
@@ -279,20 +287,25 @@ def test_what_users_write_is_never_a_control_token(
 
 def test_what_tools_say_is_never_a_control_token() -> None:
     for name, (_, control) in FAMILIES.items():
-        hostile: dict[str, object] = {"name": control[0], "parameters": {"type": "object", "properties": {}}}
-        hostile["parameters"] = {"type": "object", "properties": {control[1]: {"type": control[-1]}}}
-        hostile[control[0]] = [control[-1], {control[1]: control[1]}]
-        quiet = {
-            "name": "f",
-            "parameters": {"type": "object", "properties": {"x": {"type": "y"}}},
-            "z": ["x", {}],
-        }
-        counts = [
-            sum(
-                s.control
-                for s in TEMPLATES[name].render([Message("user", "?")], tools=[{"function": function}])
+        hostile, quiet = (
+            Tool(
+                a,
+                b,
+                {"type": "object", "properties": {c: {"type": "string", "description": d}}, e: [a, {b: c}]},
             )
-            for function in (hostile, quiet)
+            for a, b, c, d, e in ((*control[:2], *control[-2:], control[0]), "fghij")
+        )
+        calls, none = (
+            [
+                Message("user", "?"),
+                Message("assistant", "", (ToolCall(text, text, json.dumps({text: [text, {text: text}]})),)),
+                Message("tool", text, (), text, text),
+            ]
+            for text in (control[0], "f")
+        )
+        counts = [
+            [segment.text for segment in TEMPLATES[name].render(chat, tools=[tool]) if segment.control]
+            for chat, tool in ((calls, hostile), (none, quiet))
         ]
         assert counts[0] == counts[1], name
 
@@ -461,11 +474,168 @@ def test_a_template_that_fails_later_is_a_request_error() -> None:
 
 
 def test_tools_nested_without_end() -> None:
-    tool: dict[str, object] = {}
+    schema: dict[str, object] = {}
     for _ in range(200):
-        tool = {"a": tool}
+        schema = {"a": schema}
     with pytest.raises(RequestError, match="nested more than 60 deep"):
-        TEMPLATES["Qwen 3"].render([Message("user", "hi")], tools=[tool])
+        TEMPLATES["Qwen 2.5"].render([Message("user", "hi")], tools=[Tool("f", parameters=schema)])
+
+
+# Tools, calls and results.
+
+
+def test_the_forms_of_calls() -> None:
+    forms = {name: template.tool_format for name, template in TEMPLATES.items()}
+    assert {name for name, form in forms.items() if form is LLAMA3} == {"Llama 3", "Llama 3.1"}
+    assert {form for name, form in forms.items() if not name.startswith("Llama 3")} == {HERMES}
+
+
+ARGUMENTS = st.dictionaries(TEXT, TEXT | st.integers() | st.floats(-1e9, 1e9) | st.lists(TEXT), max_size=3)
+
+
+@pytest.mark.parametrize("name", ["Qwen 2.5", "Llama 3.1"])
+@given(st.lists(st.tuples(TEXT, TEXT, ARGUMENTS, TEXT), max_size=3), st.booleans(), st.booleans())
+@settings(max_examples=40)
+def test_calls_and_results_are_what_transformers_writes(
+    name: str, turns: list[tuple[str, str, dict[str, object], str]], tools: bool, generate: bool
+) -> None:
+    chat = [Message("user", "?")]
+    for i, (content, function, arguments, result) in enumerate(turns):
+        call = ToolCall(f"call_{i}", function, json.dumps(arguments))
+        chat += [Message("assistant", content, (call,)), Message("tool", result, (), call.id, function)]
+    given: dict[str, Any] = {"tools": [WEATHER, TIME] if tools else [], "generate": generate}
+    text = joined(TEMPLATES[name].render(chat, **given))
+    assert text == reference(FAMILIES[name][0], chat, **given)
+
+
+def test_a_template_that_writes_one_call_at_a_time_gets_them_one_by_one() -> None:
+    text = TEMPLATES["Llama 3.1"].text(CHAT)
+    turns = [turn.split("<|end_header_id|>\n\n") for turn in text.split("<|start_header_id|>")][2:]
+    assert [(role, said.removesuffix("<|eot_id|>")) for role, said in turns] == [
+        ("user", "Rain in Oslo?"),
+        ("assistant", '{"name": "weather", "parameters": {"place": "Oslo"}}'),
+        ("ipython", '"rain"'),
+        ("assistant", '{"name": "time", "parameters": {}}'),
+        ("ipython", '"noon"'),
+        ("assistant", "Yes, at noon."),
+        ("user", "Thanks."),
+        ("assistant", ""),
+    ]
+
+
+@pytest.mark.parametrize("name", ["SmolLM 2", "Qwen 3", "Mistral", "XML", "Llama 2", "Phi 3", "generation"])
+def test_a_template_that_knows_no_calls_of_ours_gets_text(name: str) -> None:
+    template = TEMPLATES[name]
+    text = joined(template.render(CHAT, tools=[WEATHER, TIME]))
+    assert HERMES.instructions([WEATHER, TIME]) in text
+    asked = text[text.index("Rain in Oslo?") :]
+    calls = "\n".join(map(HERMES.write_call, CHAT[1].tool_calls))
+    assert f"I look.\n{calls}" in asked
+    assert "<tool_response>\nrain\n</tool_response>\n<tool_response>\nnoon\n</tool_response>" in asked
+    assert "[AVAILABLE_TOOLS]" not in text and "<function=" not in text
+
+
+def test_a_template_without_system_messages_tells_the_user() -> None:
+    text = JinjaTemplate(NO_SYSTEM).text
+    template = JinjaTemplate(NO_SYSTEM)
+    said = joined(template.render(CHAT[:1], tools=[TIME]))
+    assert said == f"<start>user\n{HERMES.instructions([TIME])}\n\nRain in Oslo?<end>\n<start>model\n"
+    assert text(CHAT).count("<start>user") == 3, "the question, the results, and thanks"
+
+
+def test_a_default_system_message_comes_before_the_tools() -> None:
+    template = JinjaTemplate(SMOLLM_2, default_system="Be brief.")
+    said = joined(template.render(CHAT[:1], tools=[TIME]))
+    assert said.startswith(f"<|im_start|>system\nBe brief.\n\n{HERMES.instructions([TIME])}<|im_end|>")
+
+
+@pytest.mark.parametrize("name", ["SmolLM 2", "Qwen 2.5", "Llama 3.1"])
+def test_arguments_that_cannot_be_written_are_named(name: str) -> None:
+    chat = [Message("user", "?"), Message("assistant", "", (ToolCall("1", "f", "oops"),))]
+    with pytest.raises(RequestError, match="must be the JSON text of an object") as caught:
+        TEMPLATES[name].render(chat)
+    assert caught.value.param == "messages[1].tool_calls[0].function.arguments"
+
+
+def test_calls_are_part_of_the_budget() -> None:
+    """A conversation of tool calls alone may be as long as one of text."""
+    call = ToolCall("call_1", "f", json.dumps({"text": "x" * 4000}))
+    chat = [
+        Message("user", "?"),
+        *[Message("assistant", "", (call,)), Message("tool", "y", (), "call_1")] * 300,
+    ]
+    for name in ("Qwen 2.5", "Llama 3.1", "SmolLM 2"):
+        assert TEMPLATES[name].text(chat).count("x" * 4000) == 300
+
+
+# The last message goes on.
+
+
+@family
+@given(
+    conversations(TEXT),
+    TEXT.filter(lambda text: text.strip() != "" and "think" not in text and "\t" not in text),
+)
+@settings(max_examples=20)
+def test_what_goes_on_ends_like_what_transformers_writes(
+    name: str, messages: list[Message], final: str
+) -> None:
+    chat = [*messages, Message("assistant", final)]
+    text = joined(TEMPLATES[name].render(chat, continue_final=True))
+    expected = reference(FAMILIES[name][0], chat, continue_final=True)
+    if final != final.rstrip():  # what the template trims and then writes itself is not the message's here
+        text, expected = text.rstrip(), expected.rstrip()
+    assert text == expected
+    assert text.rstrip().endswith(final.strip())
+
+
+@family
+def test_an_empty_message_goes_on_where_a_reply_begins(name: str) -> None:
+    chat = [Message("user", "hi")]
+    for empty in ("", " \n "):
+        begun = TEMPLATES[name].render(
+            [*chat, Message("assistant", empty)], continue_final=True, generate=False
+        )
+        assert begun == TEMPLATES[name].render(chat)
+
+
+@family
+@given(conversations(SPLICED.map("".join)), SPLICED.map(lambda parts: "".join(parts) + "x"))
+@settings(max_examples=30)
+def test_what_goes_on_holds_no_control_token_of_its_own(
+    name: str, messages: list[Message], final: str
+) -> None:
+    counts = [
+        sum(segment.control for segment in TEMPLATES[name].render(chat, continue_final=True))
+        for chat in ([*messages, Message("assistant", text)] for text in (final, "x"))
+    ]
+    assert counts[0] == counts[1]
+
+
+def test_the_last_place_of_a_text_is_not_enough() -> None:
+    """The message that goes on is told from others, and from the template, that say the same."""
+    source = "{% for m in messages %}{{ m.content }};{% endfor %}{{ messages[0].content }} yes"
+    chat = [Message("user", "yes"), Message("assistant", "yes")]
+    assert joined(JinjaTemplate(source).render(chat, continue_final=True)) == "yes;yes"
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["", "{{ m.content|upper }}", "{{ m.content|tojson }}", "{{ m.content[:-1] }}", "{{ m.content * 2 }}"],
+)
+def test_a_template_that_changes_the_last_message_cannot_go_on(written: str) -> None:
+    source = "{% for m in messages %}{% if m.role == 'assistant' %}" + written
+    template = JinjaTemplate(source + "{% else %}{{ m.content }}{% endif %};{% endfor %}")
+    with pytest.raises(RequestError, match="does not write the last message as it is") as caught:
+        template.render([Message("user", "hi"), Message("assistant", "so be it")], continue_final=True)
+    assert caught.value.param == "continue_final_message"
+
+
+def test_only_a_reply_goes_on() -> None:
+    for chat in (CHAT, CHAT[:2], []):
+        with pytest.raises(RequestError) as caught:
+            TEMPLATES["Qwen 2.5"].render(chat, continue_final=True)
+        assert caught.value.param == "continue_final_message"
 
 
 @pytest.mark.parametrize(

@@ -12,18 +12,23 @@ from hypothesis import strategies as st
 
 from llm.choice import TextDelta
 from llm.sequence import FinishReason
-from server.api.chat_stream import ChunkWriter, ReplyHead, chunks
+from llm.tokenizer import ByteTokenizer
+from server.api.chat_delta import ChatDelta, chat_deltas
+from server.api.chat_stream import ChunkWriter, chunks
+from server.api.reply import ReplyHead, Wanted
 
+BYTES = ByteTokenizer()
 HEAD = ReplyHead('model "x"', "fp")
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
 @example("a\u2028b\u2029c\x85d\ne\rf")
 def test_any_text_survives_on_a_single_line(text: str) -> None:
-    raw = ChunkWriter(HEAD, with_usage=False).content(3, text)
+    delta = ChatDelta(TextDelta(3, text or "-", 1), text or "-")
+    (raw,) = ChunkWriter(HEAD, Wanted([1]), BYTES).delta(delta)
     assert len(raw.decode().splitlines()) == 1, "also for readers that split lines on U+2028"
     chunk = json.loads(raw)
-    assert chunk["choices"][0]["delta"] == {"content": text}
+    assert chunk["choices"][0]["delta"] == {"content": text or "-"}
     assert chunk["choices"][0]["index"] == 3
     assert chunk["choices"][0]["finish_reason"] is None
 
@@ -34,7 +39,8 @@ def run(*deltas: TextDelta, n: int = 1, with_usage: bool = False) -> list[dict[s
             yield delta
 
     async def collect() -> list[bytes]:
-        return [c async for c in chunks(source(), HEAD, n=n, num_prompt_tokens=5, with_usage=with_usage)]
+        wanted = Wanted([1, 2, 3, 4, 5], n, usage=with_usage)
+        return [c async for c in chunks(chat_deltas(source(), n, None), HEAD, wanted, BYTES)]
 
     return [json.loads(chunk) for chunk in asyncio.run(collect())]
 
@@ -80,7 +86,7 @@ def test_nothing_leaves_before_the_first_delta() -> None:
         yield
 
     async def first() -> None:
-        await anext(chunks(failing(), HEAD, n=1, num_prompt_tokens=1, with_usage=False))
+        await anext(chunks(chat_deltas(failing(), 1, None), HEAD, Wanted([1]), BYTES))
 
     with pytest.raises(ValueError, match="before any token"):
         asyncio.run(first())

@@ -163,9 +163,8 @@ def test_sdk_models_and_errors(url: str) -> None:
         with pytest.raises(openai.BadRequestError) as bad:
             client.chat.completions.create(model="default", messages=MESSAGES, temperature=3)
         assert bad.value.param == "temperature"
-        with pytest.raises(openai.BadRequestError, match="tools"):
-            tool: Any = {"type": "function", "function": {"name": "f"}}
-            client.chat.completions.create(model="default", messages=MESSAGES, tools=[tool])
+        with pytest.raises(openai.BadRequestError, match="modalities"):
+            client.chat.completions.create(model="default", messages=MESSAGES, modalities=["audio"])
 
 
 def test_sdk_raises_on_an_error_frame_and_does_not_retry() -> None:

@@ -18,8 +18,10 @@ from typing import SupportsIndex
 
 USER = 1
 TRAINED = 2
+FINAL = 4
 
-_WITH = {flag: bytes(byte | flag for byte in range(256)) for flag in (USER, TRAINED)}
+_FLAGS = (USER, TRAINED, FINAL)
+_WITH = {flag: bytes(byte | flag for byte in range(256)) for flag in _FLAGS}
 
 
 class Marked(str):
@@ -27,8 +29,8 @@ class Marked(str):
 
     Args:
         text: the characters.
-        flags: as many bytes, each a sum of USER (a user wrote this character) and TRAINED (the model is
-            taught to write it).
+        flags: as many bytes, each a sum of USER (a user wrote this character), TRAINED (the model is taught
+            to write it) and FINAL (it belongs to the message that the model is to continue).
     """
 
     __slots__ = ("flags",)
@@ -91,7 +93,7 @@ def absorb(result: str, *sources: object) -> str:
     flags = 0
     for source in sources:
         if isinstance(source, Marked):
-            flags |= sum(flag for flag in (USER, TRAINED) if any(byte & flag for byte in set(source.flags)))
+            flags |= sum(flag for flag in _FLAGS if any(byte & flag for byte in set(source.flags)))
         elif source is not None and not isinstance(source, str | int | float):
             flags |= USER
     return Marked(result, bytes([flags]) * len(result)) if flags else plain(result)

@@ -1,0 +1,149 @@
+"""The state of one reply within its grammar, and `forbid`: -inf for every token that may not come next.
+
+A matcher lives in host memory and depends on the accepted tokens alone, so a preempted sequence keeps its
+own. Its slow twin asks llguidance token by token (tests). Refuses to know requests, schemas and text.
+
+    >>> forbid(logits, [matcher])
+    >>> matcher.accept(token)
+    <Accepted.GOES_ON: 'goes on'>
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+import torch
+from llguidance import LLExecutor, LLMatcher
+from numpy.typing import NDArray
+from torch import Tensor
+
+from llm.sequence import Accepted
+
+MAX_ERROR = 200
+"""Characters of llguidance's own words in a message."""
+
+_SHIFTS = np.arange(8, dtype=np.uint8)
+_BIAS = np.where(np.arange(256, dtype=np.uint8)[:, None] >> _SHIFTS & 1, 0.0, -np.inf).astype(np.float32)
+"""(256, 8): a byte of a mask to what is added to eight logits. 20 µs a row of 50,257; masked_fill_ takes 90."""
+
+
+class Matcher:
+    """Where one reply stands in its grammar. For one thread at a time.
+
+    Args:
+        state: llguidance's own.
+        vocab_size: ids the tokenizer knows; the phantom id behind them is the end.
+        ends: ids that end the reply where the grammar may end.
+    """
+
+    __slots__ = ("_ends", "_error", "_vocab_size", "state")
+
+    def __init__(self, state: LLMatcher, vocab_size: int, ends: frozenset[int]) -> None:
+        self.state, self._vocab_size, self._error = state, vocab_size, ""
+        self._ends = frozenset(token for token in ends if 0 <= token < vocab_size)
+
+    @property
+    def error(self) -> str | None:
+        """In one line, why this matcher can go no further: a limit was met, or a token refused."""
+        if not self._error and self.state.is_error():
+            self._error = one_line(self.state.get_error())
+        return self._error or None
+
+    def accept(self, token: int) -> Accepted:
+        """Walk over one token. After REFUSED the matcher stays where it is, in error."""
+        if self.error is not None or not 0 <= token < self._vocab_size:
+            return self._refuse(token)
+        # An end that the grammar itself allows here is text: a line break inside a JSON object.
+        if token in self._ends and not self.state.validate_tokens([token]):
+            return Accepted.END if self.state.is_accepting() else self._refuse(token)
+        if self.state.is_stopped() or not self.state.consume_token(token):
+            return self._refuse(token)
+        return Accepted.COMPLETE if self.state.is_stopped() else Accepted.GOES_ON
+
+    def _refuse(self, token: int) -> Accepted:
+        if self.error is None:
+            self._error = f"token {token} is not allowed here"
+        return Accepted.REFUSED
+
+    def can_go_on(self) -> bool:
+        """Whether some text is allowed now."""
+        octets = _next_octets([self])
+        return self.error is None and bool(_bits(octets[0])[: self._vocab_size].any())
+
+    def close(self, octets: NDArray[np.uint8]) -> None:
+        """Finish this matcher's row of a mask: its ends where the grammar may end, nothing after an error."""
+        if self.error is not None:
+            octets[:] = 0
+        elif octets[self._vocab_size >> 3] >> (self._vocab_size & 7) & 1:
+            for token in self._ends:
+                octets[token >> 3] |= 1 << (token & 7)
+
+    @property
+    def num_words(self) -> int:
+        """32-bit words of a mask: one bit for each id and the phantom."""
+        return self._vocab_size // 32 + 1
+
+
+@torch.inference_mode()
+def forbid(logits: Tensor, matchers: Sequence[Matcher | None]) -> None:
+    """Write -inf over what may not come next.
+
+    Args:
+        logits: (R, V), changed in place; V may exceed the vocabulary (padding), which is never allowed. A row
+            whose matcher has failed is -inf throughout.
+        matchers: one for each row, of one vocabulary; None leaves its row as it is.
+    """
+    assert len(logits) == len(matchers)
+    rows = [row for row, matcher in enumerate(matchers) if matcher is not None]
+    asking = [matcher for matcher in matchers if matcher is not None]
+    if not asking:
+        return
+    octets = _next_octets(asking)
+    for matcher, row_octets in zip(asking, octets, strict=True):
+        matcher.close(row_octets)
+    num_ids = min(asking[0]._vocab_size, logits.shape[-1])
+    bias = expand(octets, logits.device)[:, :num_ids]  # (R', num_ids)
+    if len(rows) == len(logits):
+        logits[:, :num_ids].add_(bias)
+        logits[:, num_ids:] = -torch.inf
+        return
+    for row, row_bias in zip(rows, bias, strict=True):
+        logits[row, :num_ids].add_(row_bias)
+        logits[row, num_ids:] = -torch.inf
+
+
+def expand(octets: NDArray[np.uint8], device: torch.device) -> Tensor:
+    """Packed masks (R, N) to what is added to logits, (R, 8 N): 0 where allowed, -inf elsewhere."""
+    if device.type == "cpu":
+        return torch.from_numpy(np.take(_BIAS, octets, axis=0).reshape(len(octets), -1))
+    packed = torch.from_numpy(octets).to(device)  # an eighth of a byte per logit crosses the bus
+    return torch.from_numpy(_BIAS).to(device)[packed.int()].flatten(1)
+
+
+def _next_octets(matchers: Sequence[Matcher]) -> NDArray[np.uint8]:
+    """(R, N) masks, bit k of a row for id k; one call for all rows gives up the interpreter once."""
+    words = np.empty((len(matchers), matchers[0].num_words), np.int32)
+    assert all(matcher.num_words == words.shape[1] for matcher in matchers), "one vocabulary"
+    states = [(matcher.state, row) for row, matcher in enumerate(matchers)]
+    _executor().unsafe_compute_mask_ptr(states, words.ctypes.data, words.strides[0], len(matchers))
+    return words.view(np.uint8)
+
+
+@cache
+def _executor() -> LLExecutor:
+    """Half the cores: the event loop and the model's own threads want the others."""
+    return LLExecutor(max(1, min(8, (os.cpu_count() or 2) // 2)))
+
+
+def _bits(octets: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.unpackbits(octets, bitorder="little")
+
+
+def one_line(text: str) -> str:
+    """The telling line of llguidance's message: a regex's "error: ...", else the first; at most MAX_ERROR."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["unknown error"]
+    telling = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])
+    return telling[:MAX_ERROR]

@@ -1,0 +1,94 @@
+"""Text of a reply → content and tool calls: what both a stream and a whole reply are made of.
+
+Refuses to know JSON and frames.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from llm.chat.tool_calls import ContentDelta, Delta, ToolCallParser
+from llm.choice import TextDelta
+from llm.sequence import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class CallPart:
+    """More of a tool call: id and name with its first part only, arguments that go on from the last.
+
+    Attributes:
+        index: which call of the choice, from 0.
+    """
+
+    index: int
+    arguments: str
+    id: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatDelta:
+    """What a choice gained: the text's delta, and what its text says.
+
+    Attributes:
+        finish: OpenAI's finish_reason, on the choice's last delta.
+    """
+
+    source: TextDelta
+    content: str
+    calls: tuple[CallPart, ...] = ()
+    finish: str | None = None
+
+
+async def chat_deltas(
+    deltas: AsyncGenerator[TextDelta, None], n: int, make_parser: Callable[[], ToolCallParser] | None
+) -> AsyncGenerator[ChatDelta, None]:
+    """The same deltas, their text read.
+
+    Args:
+        n: choices.
+        make_parser: for requests with tools; without one, text is content.
+    """
+    readers = [_Reader(make_parser()) if make_parser is not None else None for _ in range(n)]
+    async with aclosing(deltas):
+        async for delta in deltas:
+            reader = readers[delta.choice]
+            if reader is not None:
+                yield reader.read(delta)
+            else:
+                yield ChatDelta(
+                    delta, delta.text, finish=None if delta.finish is None else delta.finish.value
+                )
+
+
+class _Reader:
+    """One choice's parser."""
+
+    def __init__(self, parser: ToolCallParser) -> None:
+        self._parser = parser
+
+    def read(self, delta: TextDelta) -> ChatDelta:
+        parts = self._parser.feed(delta.text)
+        if delta.finish is not None:
+            parts += self._parser.flush()
+        content = "".join(part.text for part in parts if isinstance(part, ContentDelta))
+        calls = tuple(call for part in parts if (call := _call(part)) is not None)
+        return ChatDelta(delta, content, calls, self._finish(delta.finish))
+
+    def _finish(self, reason: FinishReason | None) -> str | None:
+        """tool_calls only when every call of the reply is complete, whatever ended it."""
+        if reason is None:
+            return None
+        is_called = self._parser.num_complete > 0 and not self._parser.is_open
+        return "tool_calls" if is_called and reason is FinishReason.STOP else reason.value
+
+
+def _call(part: Delta) -> CallPart | None:
+    if isinstance(part, ContentDelta):
+        return None
+    if part.name is None:
+        return CallPart(part.index, part.arguments)
+    return CallPart(part.index, part.arguments, f"call_{uuid.uuid4().hex[:24]}", part.name)
