@@ -62,10 +62,11 @@ class ContextLengthExceeded(RequestError):
     """
 
     def __init__(self, num_prompt_tokens: int, limit: int, *, param: str = "messages") -> None:
-        way_out = ', or send "truncation": "drop_oldest"' if param == "messages" else ""
+        way_out = ", or send truncation: drop_oldest" if param == "messages" else ""
+        # Frameworks know this error by these words: "prompt is too long", "this model's maximum ...".
         super().__init__(
-            f"This model's maximum context length is {limit} tokens, prompt and reply together; "
-            f"the prompt has {num_prompt_tokens} tokens. Shorten the {param}{way_out}.",
+            f"the prompt is too long: it has {num_prompt_tokens} tokens, and this model's maximum context "
+            f"length is {limit} tokens, prompt and reply together. Shorten the {param}{way_out}.",
             param=param,
             code="context_length_exceeded",
         )

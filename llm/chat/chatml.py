@@ -41,6 +41,7 @@ class ChatMLTemplate:
 
     name = "chatml"
     tool_format = HERMES
+    writes_tools = False
 
     def __init__(self, default_system: str | None = None, control: Collection[str] = ()) -> None:
         self.default_system = default_system

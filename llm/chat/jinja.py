@@ -111,6 +111,11 @@ class JinjaTemplate:
         """The form in which the template writes calls, or else the one it is given them in, as text."""
         return self._habits.tool_format
 
+    @property
+    def writes_tools(self) -> bool:
+        """Whether it has words of its own for functions."""
+        return self._habits.tools
+
     def _try(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str | None:
         try:
             return plain(self._write(messages, True, tools, {}))

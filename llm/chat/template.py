@@ -38,6 +38,10 @@ class ChatTemplate(Protocol):
     def tool_format(self) -> ToolFormat:
         """How a reply calls functions, and how calls in a conversation are written."""
 
+    @property
+    def writes_tools(self) -> bool:
+        """Whether the template has words of its own for functions, so that the model has seen some."""
+
     def render(
         self,
         messages: Sequence[Message],
@@ -84,6 +88,7 @@ class PlainTemplate:
     stops = ("\nUser:", "\nSystem:", "\n")
     """Stop strings that end a reply in this format."""
     tool_format = PLAIN
+    writes_tools = False
 
     def __init__(self, default_system: str | None = None, begin: str | None = None) -> None:
         self.default_system = default_system
@@ -242,8 +247,8 @@ def drop_oldest(
     cut = bisect.bisect_left(starts, True, key=lambda start: num_tokens(start) <= room)
     if cut == len(starts):
         raise RequestError(
-            f"the system message and the last message alone are at least {num_tokens(starts[-1])} tokens, "
-            f"the limit is {room}",
+            f"the prompt is too long: the system message and the last message alone are at least "
+            f"{num_tokens(starts[-1])} tokens, the limit is {room}",
             param="messages",
             code="context_length_exceeded",
         )

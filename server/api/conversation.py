@@ -199,8 +199,8 @@ async def build_prompt(
         return await asyncio.to_thread(_fit, model, messages, rendering, max_tokens)
     if (size := text_bytes(segments)) > model.max_prompt_bytes:
         raise RequestError(
-            f"the prompt is {size} bytes long; this model's context of {model.max_model_len} tokens "
-            f"holds at most {model.max_prompt_bytes} bytes",
+            f"the prompt is too long: it is {size} bytes, and this model's maximum context length is "
+            f"{model.max_model_len} tokens, which hold at most {model.max_prompt_bytes} bytes",
             param="messages",
             code="context_length_exceeded",
         )

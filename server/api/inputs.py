@@ -107,7 +107,8 @@ def check_length(num_tokens: int, limit: int, param: str) -> None:
     """Raise a RequestError for more tokens than the context has."""
     if num_tokens > limit:
         raise RequestError(
-            f"{param} has {num_tokens} tokens; this model's maximum context length is {limit} tokens",
+            f"{param} is too long: it has {num_tokens} tokens, and this model's maximum context length is "
+            f"{limit} tokens",
             param=param,
             code="context_length_exceeded",
         )

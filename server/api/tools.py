@@ -80,18 +80,20 @@ class ToolUse:
     Attributes:
         tools: shown to the model.
         choice: auto, required, or the one that must be called.
-        parallel: several calls in one reply.
+        parallel: several calls in one reply; None where the model knows how, since one that has only been told
+            of functions is apt to call them again and again.
     """
 
     tools: tuple[Tool, ...] = ()
     choice: Choice = "auto"
-    parallel: bool = True
+    parallel: bool | None = None
 
     def spec(self, template: ChatTemplate) -> GrammarSpec | None:
         """The grammar of replies in this template's format."""
         if not self.tools:
             return None
-        text = template.tool_format.grammar(self.tools, self.choice, self.parallel)
+        parallel = template.writes_tools if self.parallel is None else self.parallel
+        text = template.tool_format.grammar(self.tools, self.choice, parallel)
         return GrammarSpec("grammar", text, "tools")
 
 
@@ -115,7 +117,7 @@ def to_tool_use(fields: ToolFields) -> ToolUse:
         return ToolUse()
     if choice == "none":
         return ToolUse()
-    parallel = fields.parallel_tool_calls is not False
+    parallel = fields.parallel_tool_calls
     if isinstance(choice, NamedTool):
         wanted = choice.function.name
         if wanted not in names:
