@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     engine = model.engines[0]
     grammar = model.grammars.compile(GrammarSpec("json_schema", json.dumps(SCHEMA), "schema"))
-    print(f"hardware   {describe(engine.runner.device)}")  # type: ignore[attr-defined]
+    print(f"hardware   {describe(engine.runner.device)}")
     print(
         f"work       {args.prompt_tokens} prompt tokens, {args.new_tokens} new, greedy, {args.rounds} rounds"
     )
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
         cost = 1 - statistics.median(b / a for a, b in pairs)
         report[str(n)] = {"free": round(free, 1), "schema": round(formed, 1), "cost": round(cost, 4)}
         print(f"{n:>8} {free:>11.1f} {formed:>13.1f} {cost:>7.1%}")
-    print(json.dumps({"bench": "grammar", "hardware": describe(engine.runner.device), "streams": report}))  # type: ignore[attr-defined]
+    print(json.dumps({"bench": "grammar", "hardware": describe(engine.runner.device), "streams": report}))
     return 0
 
 

@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from llm.detokenizer import Detokenizer
-from llm.errors import EngineStopped, StepFailed
+from llm.errors import EngineStopped, RequestError, StepFailed
 from llm.sequence import FinishReason, Logprob, Sequence, TokenEvent
 from llm.tokenizer import Tokenizer
 
@@ -97,9 +97,12 @@ class Choice:
 
         Raises:
             StepFailed, EngineStopped: the engine could not go on.
+            RequestError: the grammar could not: it met a limit that no look at it can foresee.
         """
         index = self.sequence.params.choice
         if event.finish is FinishReason.ERROR:
+            if self.sequence.matcher is not None and self.sequence.matcher.error is not None:
+                raise RequestError(event.error or "the reply's grammar cannot go on")
             raise StepFailed(event.error or "the engine could not go on")
         if event.finish is FinishReason.ABORT:  # nobody who aborts listens on: the engine did, on its way out
             raise EngineStopped("the server is stopping")

@@ -6,10 +6,14 @@ The place where the sampler's parts meet a batch. Refuses to know queues, blocks
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from llm.grammar import Matcher, next_masks
 from llm.logits import adjust
 from llm.logprobs import measure
 from llm.runner import StepOutput
@@ -18,12 +22,28 @@ from llm.scheduler import Batch, Chunk, Drawn
 from llm.sequence import Accepted, Logprob, Sequence
 
 
-def draw(output: StepOutput, batch: Batch, vocab_size: int) -> Drawn:
+def begin_masks(batch: Batch, device: torch.device) -> Future[Tensor] | None:
+    """Start to find out what the grammars of a batch allow next, while the model computes what is probable.
+
+    llguidance and the model both leave the interpreter to others, so on a machine with a core to spare a
+    grammar costs next to nothing.
+    """
+    matchers = [cast("Matcher", s.matcher) for s in batch.asking if s.matcher is not None]
+    return _mask_thread().submit(next_masks, matchers, device) if matchers else None
+
+
+@cache
+def _mask_thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="grammar")
+
+
+def draw(output: StepOutput, batch: Batch, vocab_size: int, masks: Future[Tensor] | None = None) -> Drawn:
     """Everything the scheduler wants to know of a step.
 
     Args:
         output: of the runner, for this batch.
         vocab_size: ids that may be drawn.
+        masks: what `begin_masks` said of the same batch.
     """
     hidden = list(_pool(output.hidden, batch))
     asking = batch.asking
@@ -32,7 +52,8 @@ def draw(output: StepOutput, batch: Batch, vocab_size: int) -> Drawn:
     one_row_each = batch.draws == list(range(len(output.logits)))  # no forks, nothing scored
     logits = output.logits if one_row_each else output.logits[batch.draws]
     rows = prepare([s.params for s in asking], [len(s.output) for s in asking])
-    tokens = sample(adjust(logits, asking, vocab_size), rows, vocab_size) if asking else []
+    adjusted = adjust(logits, asking, vocab_size, None if masks is None else masks.result())
+    tokens = sample(adjusted, rows, vocab_size) if asking else []
     return Drawn(
         tokens,
         logprobs=_logprobs(logits, asking, tokens, vocab_size),

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from llm.config import EngineConfig
-from llm.drawing import draw
+from llm.drawing import begin_masks, draw
 from llm.errors import EngineStopped
 from llm.runner import Runner
 from llm.scheduler import Batch, Scheduler
@@ -83,8 +83,8 @@ class Engine:
         if batch is None:
             return False
         try:
-            output = self.runner.run(batch)  # (M, V), rows that asked
-            drawn = draw(output, batch, self.vocab_size)
+            masks = begin_masks(batch, self.runner.device)  # on another thread, while the model computes
+            drawn = draw(self.runner.run(batch), batch, self.vocab_size, masks)
         except Exception as error:
             self._fail(batch, error)
             return True

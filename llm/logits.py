@@ -17,14 +17,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence as Rows
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from llm.config import SamplingParams
-from llm.grammar import Matcher as GrammarMatcher
-from llm.grammar import forbid
 from llm.sequence import Sequence
 
 
@@ -42,27 +39,31 @@ def is_adjusted(params: SamplingParams) -> bool:
 
 
 @torch.inference_mode()
-def adjust(logits: Tensor, asking: Rows[Sequence], vocab_size: int) -> Tensor:
+def adjust(logits: Tensor, asking: Rows[Sequence], vocab_size: int, masks: Tensor | None = None) -> Tensor:
     """The logits that tokens are drawn from.
 
     Args:
         logits: (M, V), left as they are.
         asking: the M sequences that want a token, with prompt and reply so far.
         vocab_size: ids the tokenizer knows; those beyond count for nothing.
+        masks: of the sequences that follow a grammar, in order: what `llm.grammar.next_masks` adds.
 
     Returns:
-        (M, V); the same tensor when no row asks for a change.
+        (M, V or vocab_size); the same tensor when no row asks for a change.
     """
     rows = [row for row, sequence in enumerate(asking) if is_adjusted(sequence.params)]
-    matchers = [sequence.matcher for sequence in asking]
-    is_ruled = any(matcher is not None for matcher in matchers)
-    if not rows and not is_ruled:
+    ruled = [row for row, sequence in enumerate(asking) if sequence.matcher is not None]
+    assert (masks is None) == (not ruled)
+    if not rows and not ruled:
         return logits
+    if masks is not None and len(ruled) == len(logits) and not rows:
+        return logits[:, :vocab_size] + masks[:, :vocab_size]
     logits = logits.clone() if logits.dtype in (torch.float32, torch.float64) else logits.float()
     for row in rows:
         _adjust_row(logits[row, :vocab_size], asking[row])
-    if is_ruled:
-        forbid(logits, cast("list[GrammarMatcher | None]", matchers))
+    if masks is not None:
+        for row, mask in zip(ruled, masks, strict=True):
+            logits[row, :vocab_size].add_(mask[:vocab_size])
     for row in rows:
         _cut_improbable(logits[row, :vocab_size], asking[row].params)
     return logits

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from starlette.requests import Request
 
-from server.errors import ApiError, ClientGone, invalid
+from server.errors import ApiError, ClientGone, invalid, json_path
 
 MAX_DEPTH = 64
 IN_THREAD_BYTES = 64 << 10
@@ -101,9 +101,9 @@ def _check(root: dict[str, Any], *, may_hold_surrogates: bool) -> None:
             break
     else:
         raise _too_deep()
-    path = _surrogate_path(root) if may_hold_surrogates else None
-    if path is not None:
-        path = path.removeprefix(".")
+    place = _surrogate_place(root) if may_hold_surrogates else None
+    if place is not None:
+        path = json_path(place)[:100]
         raise invalid(f"{path or 'a key'} holds half of a surrogate pair, which is not text", path or None)
 
 
@@ -111,22 +111,25 @@ def _items(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
     return value.values() if isinstance(value, dict) else value
 
 
-def _surrogate_path(value: Any) -> str | None:
-    """JSON path of the first string that is not text, "" when that is a key here, None when there is none."""
+def _surrogate_place(value: Any) -> tuple[int | str, ...] | None:
+    """Keys and indices that lead to the first string that is not text, () when that is a key here, None when
+    there is none.
+    """
     if isinstance(value, str):
-        return None if _encodes(value) else ""
+        return None if _encodes(value) else ()
+    steps: Iterable[tuple[int | str, Any]]
     if isinstance(value, dict):
         if not all(map(_encodes, value)):
-            return ""
-        steps: Iterable[tuple[str, Any]] = ((f".{key}", item) for key, item in value.items())
+            return ()
+        steps = value.items()
     elif isinstance(value, list):
-        steps = ((f"[{i}]", item) for i, item in enumerate(value))
+        steps = enumerate(value)
     else:
         return None
     for step, item in steps:
-        below = _surrogate_path(item)
+        below = _surrogate_place(item)
         if below is not None:
-            return (step + below)[:100]
+            return (step, *below)
     return None
 
 

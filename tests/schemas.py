@@ -350,6 +350,6 @@ IMPOSSIBLE: list[Schema] = [
     {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}},
     _object(self={"$ref": "#"}),
     _array({"$ref": "#"}, minItems=1),
-    _object([], child={"$ref": "#/$defs/a"}, **{}) | {"$defs": {"a": _object(a={"$ref": "#/$defs/a"})}},
+    _object([], child={"$ref": "#/$defs/a"}) | {"$defs": {"a": _object(a={"$ref": "#/$defs/a"})}},
 ]
 """No value fits, or only an endless one."""

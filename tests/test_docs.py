@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from server.api.chat import IGNORED, UNBUILT, ChatRequest
+import pytest
+
+from server.api import chat, completions, embeddings
+from server.api.chat import ChatRequest
+from server.api.completions import CompletionRequest
 from server.api.conversation import UNBUILT_MESSAGE
+from server.api.embeddings import EmbeddingRequest
 from server.api.fields import Schema
+from server.api.tokenize import TokenizeChatRequest, TokenizeRequest
 from server.app import create_app
 from server.settings import Settings
 from tests.server.wire import CHAT, HELLO, app_of, call
@@ -42,26 +49,47 @@ def nested(annotation: object, in_list: bool = False) -> Iterator[tuple[type[Sch
         yield from nested(inner, in_list or getattr(annotation, "__origin__", None) is list)
 
 
-def documented(fate: str) -> set[str]:
-    return {row[0].strip("`") for row in rows("Fields of /v1/chat/completions") if row[1] == fate}
+@dataclass(frozen=True)
+class Fates:
+    """What an endpoint's code says of its fields."""
+
+    honoured: set[str]
+    refused: set[str]
+    ignored: set[str]
 
 
-def test_honoured_fields() -> None:
-    assert documented("honoured") == set(fields_of(ChatRequest))
+FATES = {
+    "/v1/chat/completions": Fates(
+        set(fields_of(ChatRequest)),
+        {*chat.UNBUILT, *(f"messages[].{name}" for name in UNBUILT_MESSAGE)},
+        set(chat.IGNORED),
+    ),
+    "/v1/completions": Fates(
+        set(fields_of(CompletionRequest)), set(completions.UNBUILT), set(completions.IGNORED)
+    ),
+    "/v1/embeddings": Fates(set(fields_of(EmbeddingRequest)), set(embeddings.UNBUILT), set()),
+    "/tokenize": Fates({*TokenizeRequest.model_fields, *TokenizeChatRequest.model_fields}, set(), set()),
+}
 
 
-def test_refused_fields() -> None:
-    assert documented("refused") == {*UNBUILT, *(f"messages[].{name}" for name in UNBUILT_MESSAGE)}
+def documented(path: str) -> list[tuple[str, str]]:
+    """Every field with its fate, in order; a row may hold several."""
+    table = rows(f"Fields of {path}")
+    return [(name, row[1]) for row in table for name in re.findall("`([^`]+)`", row[0])]
 
 
-def test_ignored_fields() -> None:
-    assert documented("ignored") - {"anything else"} == set(IGNORED)
+@pytest.mark.parametrize("path", FATES)
+def test_every_field_has_its_fate(path: str) -> None:
+    for fate in ("honoured", "refused", "ignored"):
+        assert {name for name, told in documented(path) if told == fate} == getattr(FATES[path], fate), fate
 
 
-def test_no_field_has_two_fates() -> None:
-    names = [row[0] for row in rows("Fields of /v1/chat/completions")]
+@pytest.mark.parametrize("path", FATES)
+def test_no_field_has_two_fates(path: str) -> None:
+    names = [name for name, _ in documented(path)]
     assert len(names) == len(set(names))
-    assert {row[1] for row in rows("Fields of /v1/chat/completions")} == {"honoured", "refused", "ignored"}
+    assert {row[1] for row in rows(f"Fields of {path}")} <= {"honoured", "refused", "ignored"}
+    assert rows(f"Fields of {path}")[-1][:2] == ["anything else", "ignored"]
 
 
 def test_routes() -> None:

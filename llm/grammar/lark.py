@@ -41,6 +41,7 @@ _TOKEN = re.compile(
     r"|/(?![/*])(?:\\.|[^/\\\n])+/"  # a regex
     r"|(?://|#)[^\n]*"  # a comment
     r"|(?P<json>%json\b)|(?P<and>&)|(?P<nest>[(\[{:])|(?P<option>\b(?:stop|temperature)\s*=)"
+    r"|(?P<special><[^<>\s\"]+>)"
 )
 _GBNF = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
 
@@ -138,8 +139,8 @@ def _grammar(source: str, param: str) -> str:
             raise RequestError(
                 f"{param}: the options stop and temperature of a rule are not supported", param=param
             )
-        if "<[" in part:
-            raise RequestError(f"{param}: tokens by number, <[...]>, are not supported", param=param)
+        if "special" in found or "<[" in part:  # the latter even where it looks like text: it names any id
+            raise RequestError(f"{param}: special tokens, <...>, are not supported in a grammar", param=param)
     for name, value, limit in (
         ("bytes", size, MAX_GRAMMAR_BYTES),
         ("rules and brackets", nesting, MAX_NESTING),

@@ -2,8 +2,9 @@
 
 llguidance ignores keywords it does not know, and some that it does. `prepare_schema` also rewrites the little
 that means the same in other words (`items` as a list, a `oneOf` whose options exclude each other) and bounds
-what the compiler cannot bear. Two departures from the standard, both of llguidance's: properties come in the
-schema's order, and every year has a 29th of February. Refuses to know tokens and grammars.
+what the compiler cannot bear. An object that lists its properties gets no others unless its schema says so:
+a small model would go on inventing them. Two departures from the standard, both of llguidance's: properties
+come in the schema's order, and every year has a 29th of February. Refuses to know tokens and grammars.
 
     >>> prepare_schema({"type": "array", "uniqueItems": True}, "response_format")
     RequestError: response_format: keyword 'uniqueItems' at # is not supported
@@ -14,6 +15,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
+from math import lcm
 from typing import Any
 from urllib.parse import unquote
 
@@ -29,8 +32,10 @@ MAX_DEPTH = 64
 """Levels of nested objects and lists in the JSON text."""
 MAX_NESTING = 512
 """Levels of the schema and of all it refers to, in sum: Rust's recursion follows, and fails at some 1,500."""
-MAX_PROPERTIES = 400
-"""Of one object; each costs the parser four items of the row it begins."""
+MAX_OPTIONAL = 200
+"""Optional properties of one object: each costs the parser four items of every row it might come in."""
+MAX_MULTIPLE = 10_000
+"""Least common multiple of all multipleOf, decimal points aside: each remainder is a state."""
 MAX_PATTERN_BYTES = 8 << 10
 MAX_PATTERN_PROPERTIES = 16
 """Of one object: each pattern is intersected with each."""
@@ -196,9 +201,14 @@ class _Preparation:
                     raise self._refusal(f"keyword 'pattern' with {part!r} is not supported", place)
 
     def _check_object(self, node: dict[str, Any], place: str) -> None:
-        for keyword, limit in (("properties", MAX_PROPERTIES), ("patternProperties", MAX_PATTERN_PROPERTIES)):
-            if len(node.get(keyword, ())) > limit:
-                raise self._refusal(f"{len(node[keyword])} {keyword}, the limit is {limit}", place)
+        optional = node.get("properties", {}).keys() - set(node.get("required", ()))
+        patterns = node.get("patternProperties", ())
+        for name, count, limit in (
+            ("optional properties", len(optional), MAX_OPTIONAL),
+            ("patternProperties", len(patterns), MAX_PATTERN_PROPERTIES),
+        ):
+            if count > limit:
+                raise self._refusal(f"{count} {name}, the limit is {limit}", place)
         least = node.get("minProperties", 0)
         if least > max(1, len(set(node.get("required", ())))):
             # An additional key may be written twice and counts once.
@@ -212,30 +222,37 @@ class _Preparation:
         if nesting > MAX_NESTING:
             limit = f"nested {nesting} levels with all it refers to, the limit is {MAX_NESTING}"
             raise self._refusal(limit, "#")
-        if (count := len(self._intersected())) > MAX_INTERSECTED:
+        names = ("pattern", "format")
+        texts = {node[name] for node in self._intersected() for name in names if name in node}
+        if (count := len(texts)) > MAX_INTERSECTED:
             limit = f"{count} different patterns and formats are intersected, the limit is {MAX_INTERSECTED}"
             raise self._refusal(limit, "#")
+        multiples = (_digits(node["multipleOf"]) for node in self._nodes if "multipleOf" in node)
+        if lcm(*multiples) > MAX_MULTIPLE:
+            raise self._refusal(f"the least common multiple of all 'multipleOf' is over {MAX_MULTIPLE}", "#")
         if stuck := endless(self._nodes, self.resolve):
             place = next(place for key, place in self._places.items() if key in stuck)
             raise self._refusal("no finite value fits: what this requires refers to itself", place)
         for node in self._nodes:
             if "oneOf" in node:
                 self._rewrite_one_of(node)
+        shared = {id(node) for node in self._intersected()}
+        for node in self._nodes:
+            if id(node) not in shared and _is_open(node):
+                node["additionalProperties"] = False
 
-    def _intersected(self) -> set[str]:
-        """Patterns and formats in reach of schemas that more than one part constrains."""
+    def _intersected(self) -> list[dict[str, Any]]:
+        """All in reach of schemas that more than one part constrains."""
         todo: list[Node] = [node for node in self._nodes if _intersects(node)]
-        seen: set[int] = set()
-        found: set[str] = set()
+        found: dict[int, dict[str, Any]] = {}
         while todo:
             node = todo.pop()
-            if isinstance(node, bool) or id(node) in seen:
+            if isinstance(node, bool) or id(node) in found:
                 continue
-            seen.add(id(node))
-            found |= {node[name] for name in ("pattern", "format") if name in node}
+            found[id(node)] = node
             todo += [child for _, child in _children(node)]
             todo += [self.resolve(node["$ref"])] if "$ref" in node else []
-        return found
+        return list(found.values())
 
     def _rewrite_one_of(self, node: dict[str, Any]) -> None:
         """Options that exclude each other are an anyOf; llguidance sees this only without references."""
@@ -268,6 +285,12 @@ def _children(node: dict[str, Any]) -> Iterator[tuple[str, Node]]:
             yield f"{name}/{key.replace('~', '~0').replace('/', '~1')}", child
 
 
+def _digits(number: int | float) -> int:
+    """A number without its decimal point and the zeros at its end: 0.25 and 250 are 25."""
+    digits = "".join(map(str, Decimal(str(number)).as_tuple().digits))
+    return int(digits.strip("0"))
+
+
 def _depth(node: Node) -> int:
     return (
         1 if isinstance(node, bool) else 1 + max((_depth(child) for _, child in _children(node)), default=0)
@@ -278,3 +301,13 @@ def _intersects(node: dict[str, Any]) -> bool:
     """Whether two parts of a schema may constrain the same value."""
     parts = len(_INTERSECTING & node.keys()) + bool(node.keys() - _INTERSECTING - PLACES)
     return parts > 1 or len(node.get("allOf", ())) > 1
+
+
+def _is_open(node: dict[str, Any]) -> bool:
+    """Whether an object lists its properties and only forgets to say that there are no others. A model takes
+    that for leave to invent some, one after another; without them its object is one of the schema's all the
+    same.
+    """
+    says_more = {"additionalProperties", "patternProperties", "minProperties"} & node.keys()
+    listed = node.get("properties")
+    return listed is not None and not says_more and listed.keys() >= set(node.get("required", ()))

@@ -6,6 +6,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from llm.scheduler import Batch
@@ -26,6 +27,8 @@ class StepOutput:
 
 class Runner(Protocol):
     """Computes batches of one model on one device and owns the storage behind block ids."""
+
+    device: torch.device
 
     def run(self, batch: Batch) -> StepOutput:
         """Copy the blocks that the batch says, compute every chunk, and return what it wants to know."""

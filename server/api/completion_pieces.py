@@ -17,6 +17,9 @@ from llm.sequence import FinishReason, Logprob
 from llm.tokenizer import Tokenizer
 from server.api.logprobs import CompletionLogprobs
 
+MAX_WAITING = 1024
+"""Deltas between the prompts' streams and whoever reads them together."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shown:
@@ -145,7 +148,7 @@ async def merge(
             async for delta in streams[0]:
                 yield delta
         return
-    inbox: asyncio.Queue[TextDelta | Exception | None] = asyncio.Queue(len(streams) * num_choices)
+    inbox: asyncio.Queue[TextDelta | Exception | None] = asyncio.Queue(MAX_WAITING)
 
     async def read(stream: AsyncGenerator[TextDelta, None], first: int) -> None:
         try:

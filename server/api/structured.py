@@ -11,7 +11,7 @@ import asyncio
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from llm.grammar import Grammar, Grammars, GrammarSpec
 from server.api.fields import Schema
@@ -22,9 +22,31 @@ MAX_CHOICES = 1024
 COMPILE_SECONDS = 10.0
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
-JsonSchema = dict[str, Any] | bool
 Source = Annotated[str, Field(min_length=1, max_length=MAX_SOURCE_CHARS)]
-SchemaText = JsonSchema | Source
+
+
+def _kind_of_schema(value: Any) -> str:
+    return f"<{type(value).__name__}>"
+
+
+JsonSchema = Annotated[
+    Annotated[dict[str, Any], Tag("<dict>")] | Annotated[bool, Tag("<bool>")],
+    Discriminator(
+        _kind_of_schema,
+        custom_error_type="schema_type",
+        custom_error_message="must be a JSON schema: an object, true or false",
+    ),
+]
+SchemaText = Annotated[
+    Annotated[dict[str, Any], Tag("<dict>")]
+    | Annotated[bool, Tag("<bool>")]
+    | Annotated[Source, Tag("<str>")],
+    Discriminator(
+        _kind_of_schema,
+        custom_error_type="schema_type",
+        custom_error_message="must be a JSON schema, or its text",
+    ),
+]
 Choices = Annotated[list[Source], Field(min_length=1, max_length=MAX_CHOICES)]
 
 

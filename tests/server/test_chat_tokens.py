@@ -14,14 +14,24 @@ from llm.kv.concat import NoCache
 from tests.fakes import tiny_model, tiny_text_model
 from tests.server.wire import CHAT, HELLO, Answer, app_of, ask, call
 
-MODEL = tiny_model(num_positions=96)
+LENGTH = 768
+MODEL = tiny_model(num_positions=LENGTH)
+PICK = {"type": "object", "properties": {"é": {"enum": ["漢字", "no"]}, "b": {"type": "boolean"}}}
+TOOL = {"type": "function", "function": {"name": "pick", "parameters": PICK}}
+FORMS: dict[str, dict[str, Any]] = {
+    "text": {},
+    "schema": {"response_format": {"type": "json_schema", "json_schema": {"name": "p", "schema": PICK}}},
+    "choice": {"guided_choice": ["漢字", "漢文", "kanji"]},
+    "call": {"tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": True},
+    "may call": {"tools": [TOOL]},
+}
 
 
 def asked(*bodies: dict[str, Any]) -> list[Answer]:
     """Answers of one app with a real tiny model, which ends with every block free."""
 
     async def run() -> list[Answer]:
-        model = tiny_text_model(MODEL, max_model_len=96)
+        model = tiny_text_model(MODEL, max_model_len=LENGTH, block_size=16)
         app = app_of(model)
         async with app.router.lifespan_context(app):
             answers = [await ask(app, CHAT, {**HELLO, **body}) for body in bodies]
@@ -37,13 +47,18 @@ def asked(*bodies: dict[str, Any]) -> list[Answer]:
 def joined(answer: Answer, n: int) -> list[dict[str, Any]]:
     """A stream put together: what each choice of the whole reply would be."""
     choices: list[dict[str, Any]] = [
-        {"content": "", "entries": [], "ids": [], "finish": None} for _ in range(n)
+        {"content": "", "calls": [], "entries": [], "ids": [], "finish": None} for _ in range(n)
     ]
     for chunk in answer.chunks:
         for choice in chunk["choices"]:
             mine = choices[choice["index"]]
             assert mine["finish"] is None, "nothing follows a choice's finish"
             mine["content"] += choice["delta"].get("content", "")
+            for part in choice["delta"].get("tool_calls", []):
+                if "id" in part:
+                    assert part["index"] == len(mine["calls"])
+                    mine["calls"].append({"name": part["function"]["name"], "arguments": ""})
+                mine["calls"][part["index"]]["arguments"] += part["function"]["arguments"]
             mine["entries"] += (choice["logprobs"] or {"content": []})["content"]
             mine["ids"] += choice.get("token_ids", [])
             mine["finish"] = choice["finish_reason"]
@@ -52,14 +67,17 @@ def joined(answer: Answer, n: int) -> list[dict[str, Any]]:
 
 @settings(max_examples=25, deadline=None)
 @given(
+    form=st.sampled_from(sorted(FORMS)),
     n=st.sampled_from([1, 3]),
     seed=st.integers(0, 1000),
     stop=st.lists(st.sampled_from(["a", "\ufffd", "k", "~\ufffd"]), max_size=2),
     top=st.integers(0, 3),
-    max_tokens=st.integers(1, 20),
+    max_tokens=st.integers(1, 60),
 )
-def test_streamed_is_whole(n: int, seed: int, stop: list[str], top: int, max_tokens: int) -> None:
+def test_streamed_is_whole(form: str, n: int, seed: int, stop: list[str], top: int, max_tokens: int) -> None:
+    """Law 4 for every mix of n, log probabilities, stop strings, forms, calls, and bytes that are no text."""
     body = {
+        **FORMS[form],
         "n": n,
         "seed": seed,
         "stop": stop,
@@ -72,7 +90,8 @@ def test_streamed_is_whole(n: int, seed: int, stop: list[str], top: int, max_tok
     choices = whole.json["choices"]
     assert joined(streamed, n) == [
         {
-            "content": choice["message"]["content"],
+            "content": choice["message"]["content"] or "",
+            "calls": [call["function"] for call in choice["message"].get("tool_calls", [])],
             "entries": choice["logprobs"]["content"],
             "ids": choice["token_ids"],
             "finish": choice["finish_reason"],
@@ -104,7 +123,7 @@ def test_values_are_the_teachers() -> None:
 
 def test_a_prompt_is_computed_once_for_all_choices() -> None:
     async def run() -> tuple[Answer, Answer, int]:
-        model = tiny_text_model(MODEL, max_model_len=96)
+        model = tiny_text_model(MODEL, max_model_len=LENGTH, block_size=16)
         app = app_of(model)
         async with app.router.lifespan_context(app):
             body = {**HELLO, "n": 4, "seed": 7, "max_tokens": 12}

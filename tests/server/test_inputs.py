@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llm.errors import RequestError
 from llm.tokenizer import ByteTokenizer
+from server.api.completions import UNBUILT, CompletionRequest
+from server.api.embeddings import EmbeddingRequest
 from server.api.fields import Schema, component, parse
 from server.api.inputs import Input, each, encode_text, off_loop, to_ids
+from server.api.tokenize import TokenizeChatRequest
 from server.errors import ApiError
 from tests.fakes import ScriptedModel
+from tests.server.wire import app_of, ask, call
 
 
 class Request(Schema):
@@ -109,3 +116,47 @@ def test_long_work_leaves_the_event_loop() -> None:
     assert asyncio.run(where(100)) and not asyncio.run(where(1 << 20))
     model: Any = ScriptedModel()
     assert asyncio.run(encode_text(model, "a" * 100_000)) == [97] * 100_000
+
+
+PATHS = ["/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize"]
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 300)
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = sorted(
+    {
+        *CompletionRequest.model_fields,
+        *EmbeddingRequest.model_fields,
+        *TokenizeChatRequest.model_fields,
+        *UNBUILT,
+        "tokens",
+        "dimensions",
+    }
+)
+WHOLE: dict[str, Any] = {"prompt": "hi", "input": "hi", "tokens": [1]}
+APP = app_of()
+
+
+@settings(max_examples=200)
+@given(
+    path=st.sampled_from(PATHS),
+    fields=st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=3),
+    whole=st.booleans(),
+)
+def test_no_json_is_our_fault(path: str, fields: dict[str, Any], whole: bool) -> None:
+    answer = asyncio.run(ask(APP, path, json.dumps((WHOLE if whole else {}) | fields).encode()))
+    assert answer.status == 200 or 400 <= answer.status < 500, answer.body
+    if answer.status != 200:
+        assert answer.error["message"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "OPTIONS"])
+def test_other_methods_are_answered_in_shape(path: str, method: str) -> None:
+    assert call(APP, path, b"{}", method).error["code"] == "method_not_allowed"
