@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections import defaultdict
 from dataclasses import replace
 
@@ -18,9 +19,11 @@ from hypothesis import strategies as st
 from llm.config import EngineConfig, SamplingParams
 from llm.engine import Engine
 from llm.generate import generate_cached, generate_naive
+from llm.grammar import Grammars, GrammarSpec, Kind
 from llm.kv.concat import NoCache
 from llm.runner.eager import EagerRunner
 from llm.sequence import FinishReason, Sequence, TokenEvent
+from llm.tokenizer import ByteTokenizer
 from tests.fakes import tiny_model, tiny_text_model
 
 LLAMA = {
@@ -46,6 +49,8 @@ SHAPES = {
     "mistral": LLAMA | {"sliding_window": 7, "num_full_layers": 1, "attention_bias": True},
 }
 MODELS = {name: tiny_model(dtype=torch.float64, **shape) for name, shape in SHAPES.items()}
+
+GRAMMARS = Grammars(ByteTokenizer(), 257)
 
 PARAMS = st.builds(
     SamplingParams,
@@ -215,6 +220,41 @@ def test_logprobs_and_embeddings_are_the_teachers(
             assert all((s.rank == 1) == (s.top[0][0] == s.token_id) for s in scored)
         else:
             assert not scored
+
+
+@settings(max_examples=6, deadline=None, phases=[Phase.generate])
+@given(seed=st.integers(0, 2**32), num_blocks=st.integers(16, 20), temperature=st.sampled_from([0.0, 1.0]))
+def test_a_grammar_is_followed_alike_alone_and_in_company(
+    seed: int, num_blocks: int, temperature: float
+) -> None:
+    """Law 2 for structured output: forks, preemption and neighbours without a grammar change no token."""
+    kinds: list[Kind] = ["choice", "regex", "regex"]
+    specs = ['["yes, of course", "no"]', "(ab|ba){3,12}", "[a-f0-9]{4,30}!"]
+    forms = [GRAMMARS.compile(GrammarSpec(kind, spec)) for kind, spec in zip(kinds, specs, strict=True)]
+    jobs = [([seed % 251, 7 + i], SamplingParams(40, temperature, seed=seed + i)) for i in range(4)]
+
+    def run(drive: Drive, which: list[int]) -> list[list[Sequence]]:
+        groups = []
+        for i in which:
+            group = replies(*jobs[i], 2)
+            for sequence in group if i < len(forms) else []:
+                sequence.matcher = forms[i].matcher(frozenset([256]))
+            drive.scheduler.add(group[0])
+            groups.append(group)
+        drive.finish()
+        return groups
+
+    company = Drive("llama", num_blocks=num_blocks, max_num_seqs=8)
+    together = run(company, [0, 1, 2, 3])
+    for i, group in enumerate(together):
+        alone = Drive("llama")
+        for one, other in zip(run(alone, [i])[0], group, strict=True):
+            assert alone.reply(one) == company.reply(other)
+            text = bytes(token for token in alone.reply(one)[0] if token < 256).decode(errors="replace")
+            if i == 0:
+                assert text in ("yes, of course", "no")
+            elif i < len(forms):
+                assert re.fullmatch(specs[i], text) or alone.reply(one)[1] is FinishReason.LENGTH
 
 
 def test_preemption_really_happens_in_these_tests() -> None:
