@@ -21,6 +21,9 @@ from llm.sampler import INVALID, prepare, sample
 from llm.scheduler import Batch, Chunk, Drawn
 from llm.sequence import Accepted, Logprob, Sequence
 
+ROWS_AT_ONCE = 64
+"""Rows of a scored prompt that are measured together: 64 of 150,000 ids are 38 MB, and as much again."""
+
 
 def begin_masks(batch: Batch, device: torch.device) -> Future[Tensor] | None:
     """Start to find out what the grammars of a batch allow next, while the model computes what is probable.
@@ -84,8 +87,11 @@ def _score(logits: Tensor, chunk: Chunk, first: int, vocab_size: int) -> tuple[L
     """How probable the prompt's own next tokens were at the chunk's scored positions."""
     scored, sequence = chunk.scored, chunk.sequence
     following = sequence.prompt[scored.start + 1 : scored.stop + 1]
-    rows = logits[first : first + len(scored)]
-    measured = measure(rows, following, [sequence.params.prompt_logprobs] * len(scored), vocab_size)
+    measured: list[Logprob | None] = []
+    for start in range(0, len(following), ROWS_AT_ONCE):
+        tokens = following[start : start + ROWS_AT_ONCE]
+        rows = logits[first + start : first + start + len(tokens)]
+        measured += measure(rows, tokens, [sequence.params.prompt_logprobs] * len(tokens), vocab_size)
     return tuple(logprob for logprob in measured if logprob is not None)
 
 

@@ -119,6 +119,7 @@ def field_error(error: ValidationError) -> ApiError:
 _REASONS = {
     "greater_than": "more than {gt:g}",
     "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
     "less_than_equal": "at most {le}",
     "int_type": "a whole number",
     "int_from_float": "a whole number",

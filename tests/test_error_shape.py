@@ -1,80 +1,171 @@
-"""Whatever is wrong, the answer is OpenAI's error object, with a 4xx when the client is at fault."""
+"""Whatever is wrong, the answer is OpenAI's error object, with a 4xx when the client is at fault.
+
+Here: routes and methods, keys, an engine that stops or fails, and anything at all. What is wrong with a body
+is in tests/test_errors_table.py.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
+import socket
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm.errors import EngineStopped, StepFailed
 from server.api.chat import IGNORED, UNBUILT, ChatRequest
-from tests.fakes import ScriptedModel
-from tests.server.wire import CHAT, HELLO, Answer, app_of, ask, call
+from server.api.completions import CompletionRequest
+from server.api.embeddings import EmbeddingRequest
+from server.api.tokenize import DetokenizeRequest
+from tests.fakes import ScriptedModel, tiny_model, tiny_text_model
+from tests.server.wire import CHAT, HELLO, Answer, app_of, ask, call, live
+from tests.test_errors_table import BASE, COMPUTING, GENERATING, READING, TABLES, check, refused
 
-APP = app_of()
-ROUTES = [CHAT, "/v1/models", "/v1/models/x", "/apply-template", "/health", "/version", "/openapi.json", "/"]
 ROOT = Path(__file__).parent.parent
-
-HUGE = b'{"messages":[{"role":"user","content":"' + b"x" * (2 << 20) + b'"}]}'
-CASES: list[tuple[str, str, Any, int, str]] = [
-    ("GET", "/nowhere", None, 404, "route_not_found"),
-    ("POST", "/chat/completions", {}, 404, "route_not_found"),
-    ("POST", CHAT + "/", {}, 404, "route_not_found"),
-    ("GET", CHAT, None, 405, "method_not_allowed"),
-    ("DELETE", "/v1/models", None, 405, "method_not_allowed"),
-    ("OPTIONS", CHAT, None, 405, "method_not_allowed"),
-    ("POST", CHAT, b"", 400, "invalid_json"),
-    ("POST", CHAT, b"{", 400, "invalid_json"),
-    ("POST", CHAT, b"[1]", 400, "invalid_json"),
-    ("POST", CHAT, b'{"temperature":NaN}', 400, "invalid_json"),
-    ("POST", CHAT, b'{"temperature":1e309}', 400, "invalid_json"),
-    ("POST", CHAT, b'{"a":' + b"[" * 99 + b"]" * 99 + b"}", 400, "invalid_json"),
-    ("POST", CHAT, rb'{"messages":[{"role":"user","content":"\udead"}]}', 400, "invalid_value"),
-    ("POST", CHAT, HUGE, 413, "request_too_large"),
-    ("POST", CHAT, {}, 400, "missing_required_parameter"),
-    ("POST", CHAT, {"messages": None}, 400, "invalid_type"),
-    ("POST", CHAT, {"messages": []}, 400, "invalid_value"),
-    ("POST", CHAT, {**HELLO, "model": "gpt-9"}, 404, "model_not_found"),
-    ("POST", CHAT, {**HELLO, "model": 4}, 400, "invalid_type"),
-    ("POST", CHAT, {**HELLO, "stream": 1}, 400, "invalid_type"),
-    ("POST", CHAT, {**HELLO, "stream": "true"}, 400, "invalid_type"),
-    ("POST", CHAT, {**HELLO, "n": True}, 400, "invalid_type"),
-    ("POST", CHAT, {**HELLO, "n": 99}, 400, "invalid_value"),
-    ("POST", CHAT, {**HELLO, "functions": [1]}, 400, "unsupported_parameter"),
-    ("POST", CHAT, {**HELLO, "tools": [1]}, 400, "invalid_type"),
-    ("POST", CHAT, {"messages": [{"role": "user", "content": "x" * 600}]}, 400, "context_length_exceeded"),
-    ("POST", "/apply-template", {}, 400, "missing_required_parameter"),
-    ("POST", "/apply-template", {**HELLO, "model": "gpt-9"}, 404, "model_not_found"),
-    ("GET", "/v1/models/gpt-9", None, 404, "model_not_found"),
-    ("GET", "/v1/models/%00", None, 404, "model_not_found"),
+APP = app_of()
+ROUTES = [*BASE, *READING, "/v1/models/x", "/health", "/"]
+METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY"]
+NOWHERE = [
+    *(("GET", path) for path in ("/nowhere", "/v1", "/v1/", "//", "/docs", "/redoc", "/v1/models/")),
+    *(("POST", path) for path in ("/chat/completions", "/v1/chat", CHAT + "/", "/v1/tokenize", "/%00")),
 ]
 
 
-@pytest.mark.parametrize(("method", "path", "body", "status", "code"), CASES)
-def test_each_case_has_its_status_and_code(method: str, path: str, body: Any, status: int, code: str) -> None:
-    answer = call(APP, path, body, method)
-    assert answer.status == status, answer.body
-    assert answer.error["code"] == code
-    assert answer.error["type"] == "invalid_request_error"
-    assert answer.headers["x-request-id"] and answer.headers["content-type"] == "application/json"
+@pytest.mark.parametrize(("method", "path"), NOWHERE)
+def test_no_such_route(method: str, path: str) -> None:
+    code, param = ("model_not_found", "model") if path == "/v1/models/" else ("route_not_found", None)
+    check(call(APP, path, b"{}", method), 404, code, param)
+
+
+@pytest.mark.parametrize("path", [*BASE, *READING])
+def test_no_such_method(path: str) -> None:
+    allowed = "POST" if path in BASE else "GET"
+    for method in set(METHODS) - {allowed}:
+        answer = call(APP, path, b"{}", method)
+        check(answer, 405, "method_not_allowed", None)
+        assert allowed in answer.headers["allow"].split(", ")
+
+
+@pytest.mark.parametrize("model_id", ["gpt-9", "%00", "a/b", "..", "x" * 2000, "é", "\x7f"])
+def test_no_such_model(model_id: str) -> None:
+    check(call(APP, f"/v1/models/{model_id}"), 404, "model_not_found", "model")
 
 
 @pytest.mark.parametrize("path", ROUTES)
-@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY"])
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_on_every_route_is_answered_in_shape(method: str, path: str) -> None:
-    check(call(APP, path, b"{}", method))
+    is_in_shape(call(APP, path, b"{}", method))
 
 
-def check(answer: Answer) -> None:
+def is_in_shape(answer: Answer) -> None:
     """A 2xx, or a 4xx in shape: these are all the client's doing."""
     assert answer.status == 200 or 400 <= answer.status < 500, answer.body
     if answer.status != 200:
         assert answer.error["message"]
+
+
+@pytest.mark.parametrize("sent", [None, "", "Bearer", "Bearer wrong", "Basic a2V5", "key", "Bearer key key"])
+@pytest.mark.parametrize("path", [*BASE, *READING, "/nowhere"])
+def test_no_key_or_a_wrong_one(path: str, sent: str | None) -> None:
+    model = ScriptedModel()
+    app = app_of(model, api_key=("key",))
+    answer = call(app, path, BASE.get(path), **({} if sent is None else {"authorization": sent}))
+    check(answer, 401, "invalid_api_key", None)
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert b"key key" not in answer.body and model.prompts == []
+
+
+FAILURES = [
+    (EngineStopped("cuda:0 at 0x7f is gone"), 503, "engine_stopped"),
+    (StepFailed("cuda:0 at 0x7f is out of memory"), 500, "step_failed"),
+    (ValueError("/secret/path: 'hello' at 0x7f"), 500, "internal_error"),
+]
+
+
+@pytest.mark.parametrize(("error", "status", "code"), FAILURES)
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", COMPUTING)
+def test_a_failure_before_the_first_token_is_a_response(
+    path: str, stream: bool, error: Exception, status: int, code: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = app_of(ScriptedModel(error, "never"))
+    with caplog.at_level(logging.INFO):
+        answer = call(app, path, BASE[path] | ({"stream": True} if stream else {}), x_request_id="trace-7")
+    check(answer, status, code, None)
+    assert answer.headers.get("retry-after", "").isdigit() == (status == 503)
+    assert answer.headers.get("x-should-retry") == ("false" if status == 500 else None)
+    assert answer.headers["x-request-id"] == "trace-7"
+    assert ("trace-7" in answer.error["message"]) == (status == 500)
+    assert not re.search(rb"secret|hello|0x7f|cuda", answer.body), "nothing of ours leaks"
+    assert "trace-7" in caplog.text and str(error) in caplog.text, "the log has it"
+
+
+@pytest.mark.parametrize(("error", "status", "code"), FAILURES)
+@pytest.mark.parametrize("path", GENERATING)
+def test_a_failure_after_the_first_token_is_a_frame(
+    path: str, error: Exception, status: int, code: str
+) -> None:
+    answer = call(app_of(ScriptedModel("one", error, "never")), path, BASE[path] | {"stream": True})
+    assert answer.status == 200
+    *_, last = answer.chunks
+    assert (last["error"]["code"], last["error"]["param"]) == (code, None)
+    assert set(last["error"]) == {"message", "type", "param", "code"}
+    assert not re.search(rb"secret|0x7f|cuda", answer.body)
+
+
+HEAVY = "(((((((a?){9}){9}){9}){9}){9}){9})"
+"""Compiles, and after a few tokens needs more states than a reply may have."""
+
+
+def test_a_grammar_that_turns_out_too_heavy_is_the_clients_fault_and_nobody_elses() -> None:
+    model = tiny_text_model(tiny_model(num_positions=256), max_model_len=256)
+    asked = {**HELLO, "guided_regex": HEAVY, "max_tokens": 40, "ignore_eos": True}
+    with live(app_of(model)) as url, httpx.Client(base_url=url, timeout=60) as client:
+        whole = client.post(CHAT, json=asked)
+        assert whole.status_code == 400, whole.text
+        assert "the reply's grammar cannot go on" in whole.json()["error"]["message"]
+        frames = client.post(CHAT, json={**asked, "stream": True}).text
+        assert "the reply's grammar cannot go on" in frames and frames.endswith("data: [DONE]\n\n")
+        assert client.post(CHAT, json={**HELLO, "max_tokens": 4}).status_code == 200
+        (engine,) = model.stats()
+        assert engine.num_free_blocks == engine.num_blocks
+
+
+@pytest.mark.parametrize("path", BASE)
+def test_strict_refuses_what_is_ignored(path: str) -> None:
+    model = ScriptedModel()
+    row = refused(path, "unsupported_parameter", "colour", colour="blue")
+    check(call(app_of(model, strict=True), row[0], row[1]), *row[2:])
+    assert model.prompts == []
+    assert call(app_of(), path, row[1]).headers["x-ignored-params"] == "colour"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nx-big: " + b"x" * (17 << 10) + b"\r\n\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n" + b"x-many: 1\r\n" * 2000 + b"\r\n",
+        b"GET /" + b"x" * (17 << 10) + b" HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nhost: x\r\nbad header\r\n\r\n",
+        b"\x16\x03\x01 hello\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+def test_what_is_not_http_or_has_too_many_headers_is_a_plain_400(head: bytes, live_server: str) -> None:
+    address = urlsplit(live_server)
+    with socket.create_connection((address.hostname, address.port or 0), timeout=60) as client:
+        client.sendall(head)
+        assert client.recv(1 << 16).startswith(b"HTTP/1.1 4")
+    assert httpx.get(live_server + "/health").status_code == 200
 
 
 JSON = st.recursive(
@@ -92,7 +183,9 @@ JSON = st.recursive(
     ),
     max_leaves=8,
 )
-NAMES = sorted({*ChatRequest.model_fields, *UNBUILT, *(name for name in IGNORED if "." not in name)})
+SCHEMAS = (ChatRequest, CompletionRequest, EmbeddingRequest, DetokenizeRequest)
+FIELDS = {name for schema in SCHEMAS for name in schema.model_fields}
+NAMES = sorted({*FIELDS, *UNBUILT, *(name for name in IGNORED if "." not in name)})
 MESSAGE = st.fixed_dictionaries(
     {"role": st.sampled_from(["user", "assistant", "system", "developer", "tool"]) | JSON},
     optional={"content": st.text(max_size=9) | JSON, "name": JSON, "tool_calls": JSON},
@@ -104,19 +197,19 @@ BODIES = st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=5), JSON, max
 @given(
     body=BODIES,
     messages=st.lists(MESSAGE, max_size=3) | st.just(HELLO["messages"]),
-    path=st.sampled_from([CHAT, "/apply-template"]),
+    path=st.sampled_from(list(BASE)),
 )
 def test_no_json_is_our_fault(body: dict[str, Any], messages: Any, path: str) -> None:
-    for sent in (body, {**body, "messages": messages}):
-        check(asyncio.run(ask(APP, path, json.dumps(sent).encode())))
+    for sent in (body, {**body, "messages": messages}, {**BASE[path], **body}):
+        is_in_shape(asyncio.run(ask(APP, path, json.dumps(sent).encode())))
 
 
-@settings(max_examples=100, deadline=None)
-@given(field=st.sampled_from(NAMES), value=JSON)
-def test_no_value_of_a_known_field_is_our_fault(field: str, value: Any) -> None:
-    answer = asyncio.run(ask(APP, CHAT, {**HELLO, field: value}))
-    check(answer)
-    if answer.status == 400 and answer.error["param"] is not None:
+@settings(max_examples=150, deadline=None)
+@given(path=st.sampled_from(list(BASE)), field=st.sampled_from(NAMES), value=JSON)
+def test_no_value_of_a_known_field_is_our_fault(path: str, field: str, value: Any) -> None:
+    answer = asyncio.run(ask(APP, path, {**BASE[path], field: value}))
+    is_in_shape(answer)
+    if answer.status == 400 and answer.error["param"] is not None and path != "/tokenize":
         assert answer.error["param"].startswith(field if field != "stream_options" else "stream")
 
 
@@ -130,18 +223,9 @@ def test_no_value_of_a_known_field_is_our_fault(field: str, value: Any) -> None:
     ),
 )
 def test_no_bytes_and_headers_are_our_fault(body: bytes, headers: dict[str, str]) -> None:
-    check(asyncio.run(ask(APP, CHAT, body, headers=headers)))
+    is_in_shape(asyncio.run(ask(APP, CHAT, body, headers=headers)))
     keyed = asyncio.run(ask(app_of(api_key=("k",)), CHAT, body, headers=headers))
     assert keyed.status == 401 or "k" in headers.get("authorization", "")
-
-
-def test_the_server_goes_on_after_everything() -> None:
-    model = ScriptedModel()
-    app = app_of(model)
-    for method, path, body, _, _ in CASES:
-        call(app, path, body, method)
-    assert call(app, CHAT, HELLO).status == 200
-    assert (len(model.prompts), model.num_open, model.num_aborted) == (1, 0, 0)
 
 
 def test_the_document_lists_every_code_and_no_other() -> None:
@@ -150,5 +234,17 @@ def test_the_document_lists_every_code_and_no_other() -> None:
         re.findall(r'"(invalid_\w+|missing_\w+|\w+_parameter)"', source)
     )
     used -= {"invalid_request_error", "http_error"}
-    listed = set(re.findall(r"^\| \d{3} \| `(\w+)` \|", (ROOT / "docs/api.md").read_text(), re.MULTILINE))
-    assert used == listed
+    assert used == {code for _, code in documented()}
+
+
+def test_the_tables_have_every_row_of_the_document() -> None:
+    met = {(status, code) for table in TABLES for _, _, status, code, _ in table()}
+    met |= {(status, code) for _, status, code in FAILURES}
+    met |= {(401, "invalid_api_key"), (404, "route_not_found"), (405, "method_not_allowed")}
+    assert met == documented()
+
+
+def documented() -> set[tuple[int, str]]:
+    text = (ROOT / "docs/api.md").read_text()
+    rows = re.findall(r"^\| (\d{3}) \| `(\w+)` \|", text, re.MULTILINE)
+    return {(int(status), code) for status, code in rows}

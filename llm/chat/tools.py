@@ -2,9 +2,8 @@
 
 A form says how calls and results are written, what a model without a tool template of its own is told, how a
 reply is read (`tool_calls.py`), and, as a grammar, what a reply may be. Grammars are text for llguidance:
-Lark rules in which `%json` embeds a function's schema. White space between JSON's tokens is at most one space
-there and never a line break, so a stop string with a line break in it cannot cut a call. Refuses to know
-templates and tokens.
+Lark rules in which `%json` embeds a function's schema. JSON comes on one line there, so a stop string with a
+line break in it cannot cut a call. Refuses to know templates and tokens.
 
     >>> print(HERMES.write_call(ToolCall("call_1", "weather", '{"place":"Oslo"}')))
     <tool_call>
@@ -27,7 +26,6 @@ from llm.errors import RequestError
 MAX_ARGUMENT_DEPTH = 48
 RESPONSE = "<tool_response>"
 END_OF_RESPONSE = "</tool_response>"
-_SPACING = {"whitespace_pattern": " ?"}
 _NO_ARGUMENTS: Mapping[str, object] = {"type": "object", "properties": {}, "additionalProperties": False}
 _ANY_ARGUMENTS: Mapping[str, object] = {"type": "object"}
 
@@ -199,6 +197,17 @@ LLAMA3: ToolFormat = Llama3()
 PLAIN: ToolFormat = Hermes(line=True)
 
 
+def or_content(calls: str, schema: Mapping[str, object]) -> str:
+    """A format's grammar of required calls, widened: such calls, or else content that matches a schema.
+
+    Raises:
+        RequestError: the schema cannot be enforced.
+    """
+    head, _, replies = calls.partition("start: ")
+    embedded = json.dumps(schema)
+    return f"{head}start: form | calls\nform: %json {embedded}\ncalls: {replies}"
+
+
 def read_arguments(call: ToolCall, where: str = "messages") -> dict[str, object]:
     """A call's arguments, read.
 
@@ -273,7 +282,7 @@ def _call_rules(tools: Sequence[Tool], choice: Choice, key: str, before: str, af
         if isinstance(choice, Tool) and tool.name != choice.name:
             continue
         schema = _enforced(tool, f"tools[{i}].function.parameters", tool.strict or choice != "auto")
-        embedded = json.dumps({**schema, "type": "object", "x-guidance": _SPACING})
+        embedded = json.dumps({**schema, "type": "object"})
         rules.append(
             f"call_{i}: {_literal(before + _head(tool.name, key))} %json {embedded} {_literal('}' + after)}"
         )

@@ -28,12 +28,15 @@ MAX_NESTING = 512
 """Rules and brackets of a grammar together: Rust's recursion follows both, and fails at some 3,000."""
 MAX_INTERSECTIONS = 8
 """Of `&` in a grammar: the product of n automata has 2^n states before any limit of llguidance looks."""
-WHITESPACE = r"[ ]|\n[ ]{0,16}"
-"""Once between two JSON tokens: a space, or a line break and an indent. No model emits blanks for ever."""
-
-JSON_OPTIONS = {"whitespace_pattern": WHITESPACE, "json_allowed_escapes": 'nrbtf\\"'}
-"""Without \\u escapes nothing is spelled in two ways, so no additional property passes for a declared one."""
-_EMBEDDED_OPTIONS = {*JSON_OPTIONS, "whitespace_flexible", "item_separator", "key_separator"}
+JSON_OPTIONS: dict[str, str | bool] = {
+    "whitespace_flexible": False,
+    "item_separator": ", ?",
+    "key_separator": ": ?",
+    "json_allowed_escapes": 'nrbtf\\"',
+}
+"""JSON on one line: a space may follow a comma or a colon, so that no model spends its tokens on blanks.
+Without \\u escapes nothing is spelled in two ways, so no additional property passes for a declared one."""
+_EMBEDDED_OPTIONS = {*JSON_OPTIONS, "whitespace_pattern"}
 _NO_FORCING = '\n%llguidance {"no_forcing": true}\n'
 
 _TOKEN = re.compile(
@@ -117,9 +120,7 @@ def _choices(source: str, param: str) -> str:
         if not isinstance(choice, str) or not choice:
             raise RequestError(f"{param}[{index}]: expected a string that is not empty", param=param)
         _check_bytes(choice, MAX_SOURCE_BYTES, param)
-    return "start: CHOICE\nCHOICE: " + " | ".join(
-        json.dumps(choice, ensure_ascii=False) for choice in choices
-    )
+    return "start: CHOICE\nCHOICE: " + " | ".join(map(json.dumps, choices))
 
 
 def _grammar(source: str, param: str) -> str:
@@ -191,8 +192,6 @@ def _embedded(text: str, param: str) -> str:
     prepared = prepare_schema(schema, param)
     if isinstance(prepared, bool):
         prepared = {"anyOf": [prepared]}
-    own = {} if "whitespace_flexible" in options else {"whitespace_pattern": WHITESPACE}
-    prepared["x-guidance"] = {**JSON_OPTIONS, **own, **options}
-    if "whitespace_flexible" in options and "whitespace_pattern" not in options:
-        del prepared["x-guidance"]["whitespace_pattern"]
-    return json.dumps(prepared).replace("<[", "\\u003c[")
+    flexible = {"whitespace_flexible": True} if "whitespace_pattern" in options else {}
+    prepared["x-guidance"] = {**JSON_OPTIONS, **flexible, **options}
+    return json.dumps(prepared)

@@ -28,9 +28,7 @@ class _Tokens:
     bos_token_id = None
 
     def __init__(self, tokenizer: Vocabulary, vocab_size: int) -> None:
-        # A run of 0xFF would pass for a control token's marker there; no text contains that byte.
-        texts = (tokenizer.token_bytes(token_id) for token_id in range(vocab_size))
-        self.tokens = [b"" if b"\xff" in text else text for text in texts] + [b""]
+        self.tokens = [*(tokenizer.token_bytes(token_id) for token_id in range(vocab_size)), b""]
         self.eos_token_id = vocab_size
         self.special_token_ids: list[int] = []
 

@@ -16,7 +16,6 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from llm.grammar import GrammarSpec
 from server.api.chat_delta import chat_deltas
 from server.api.chat_reply import complete
 from server.api.chat_stream import chunks
@@ -36,8 +35,9 @@ from server.api.sampling import (
     limit_tokens,
     to_drawing,
 )
+from server.api.shapes import ChatChunk, ChatCompletion, ok_or_stream
 from server.api.structured import StructuredFields, compile_grammar, grammar_spec
-from server.api.tools import ToolFields, ToolUse, to_tool_use
+from server.api.tools import ToolFields, to_tool_use
 from server.body import read_object
 from server.errors import invalid
 from server.registry import registry_of
@@ -93,7 +93,12 @@ IGNORED: Neutral = {
 """Known fields that change nothing here: reported unless neutral, like every unknown field."""
 
 
-@router.post("/v1/chat/completions", openapi_extra=describe(ChatRequest), response_class=JSONResponse)
+@router.post(
+    "/v1/chat/completions",
+    openapi_extra=describe(ChatRequest),
+    responses=ok_or_stream(ChatCompletion, ChatChunk),
+    response_class=JSONResponse,
+)
 async def chat_completions(request: Request) -> Response:
     """Reply to a conversation."""
     settings = settings_of(request)
@@ -102,7 +107,7 @@ async def chat_completions(request: Request) -> Response:
     model = registry_of(request).get(asked.model)
     use = to_tool_use(asked)
     rendering = to_rendering(asked, use.tools)
-    form = _form(asked, use)
+    form = grammar_spec(asked)
     asked_tokens = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
     limit = limit_tokens(asked_tokens, model.defaults, settings.default_max_tokens)
     drop = asked.truncation == "drop_oldest"
@@ -110,9 +115,9 @@ async def chat_completions(request: Request) -> Response:
     prompt = await build_prompt(model, messages, rendering, max_tokens=limit, drop=drop)
     room = model.check_room(len(prompt.ids), limit)
     num_top = (asked.top_logprobs or 0) if asked.logprobs else None
-    drawing = to_drawing(asked, model, room, template_stops=form is None, logprobs=num_top)
+    drawing = to_drawing(asked, model, room, template_stops=form is None or bool(use.tools), logprobs=num_top)
     grammars = model.call_grammars if use.tools else model.grammars
-    grammar = await compile_grammar(grammars, form or use.spec(model.template))
+    grammar = await compile_grammar(grammars, use.spec(model.template, form))
     headers |= drawing.headers | prompt.headers
     wanted = _wanted(asked, prompt.ids, drawing.num_choices, num_top)
     texts = model.stream(
@@ -152,17 +157,6 @@ def _check_fields(asked: ChatRequest, settings: Settings) -> dict[str, str]:
         raise invalid("prompt_logprobs is only for requests without stream", "prompt_logprobs")
     neutral = {**UNBUILT, **{f"messages[].{name}": v for name, v in UNBUILT_MESSAGE.items()}, **IGNORED}
     return report(ignored(asked, neutral), strict=settings.strict)
-
-
-def _form(asked: ChatRequest, use: ToolUse) -> GrammarSpec | None:
-    """The form of the reply's content; none where it can only be calls."""
-    spec = grammar_spec(asked)
-    if spec is None or not use.tools:
-        return spec
-    if use.choice == "auto":
-        message = f"{spec.param} together with tools needs tool_choice none, required or a function"
-        raise invalid(message, "tool_choice")
-    return None
 
 
 def _wanted(asked: ChatRequest, prompt: list[int], num_choices: int, num_top: int | None) -> Wanted:

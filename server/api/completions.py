@@ -28,6 +28,7 @@ from server.api.fields import Neutral, Schema, describe, ignored, parse, refuse_
 from server.api.inputs import Input, each, to_ids
 from server.api.reply import ReplyHead
 from server.api.sampling import MAX_TOKENS, MAX_TOP_LOGPROBS, SEED_HEADER, SamplingFields, to_drawing
+from server.api.shapes import Completion, ok_or_stream
 from server.api.structured import StructuredFields, compile_grammar, grammar_spec
 from server.body import read_object
 from server.errors import invalid
@@ -80,7 +81,12 @@ IGNORED: Neutral = {
 """Known fields that change nothing here: reported unless neutral, like every unknown field."""
 
 
-@router.post("/v1/completions", openapi_extra=describe(CompletionRequest), response_class=JSONResponse)
+@router.post(
+    "/v1/completions",
+    openapi_extra=describe(CompletionRequest),
+    responses=ok_or_stream(Completion, Completion),
+    response_class=JSONResponse,
+)
 async def completions(request: Request) -> Response:
     """Go on from one prompt or several."""
     settings = settings_of(request)

@@ -23,6 +23,7 @@ from starlette.responses import JSONResponse
 from llm.text import TextModel
 from server.api.fields import Neutral, Schema, describe, ignored, parse, refuse_unbuilt, report
 from server.api.inputs import Input, check_length, each, to_ids
+from server.api.shapes import Embeddings, ok
 from server.body import read_object
 from server.errors import invalid
 from server.registry import registry_of
@@ -48,7 +49,7 @@ IGNORED: Neutral = {}
 """Known fields that change nothing here: there are none."""
 
 
-@router.post("/v1/embeddings", openapi_extra=describe(EmbeddingRequest))
+@router.post("/v1/embeddings", openapi_extra=describe(EmbeddingRequest), responses=ok(Embeddings))
 async def embeddings(request: Request) -> JSONResponse:
     """One vector for each input, in their order."""
     settings = settings_of(request)

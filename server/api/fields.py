@@ -107,7 +107,7 @@ def describe(schema: type[Schema]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": component(schema)}}}}
 
 
-def component(schema: type[Schema]) -> dict[str, Any]:
+def component(schema: type[BaseModel]) -> dict[str, Any]:
     """JSON schema whose definitions are inlined: it stands alone anywhere in a document."""
     document = schema.model_json_schema()
     definitions = document.pop("$defs", {})
@@ -116,7 +116,10 @@ def component(schema: type[Schema]) -> dict[str, Any]:
         if isinstance(node, dict):
             if "$ref" in node:
                 return inline(definitions[node["$ref"].rpartition("/")[2]])
-            return {key: inline(value) for key, value in node.items() if key != "discriminator"}
+            closed = (
+                {"additionalProperties": False} if "patternProperties" in node else {}
+            )  # keys are checked
+            return {key: inline(value) for key, value in node.items() if key != "discriminator"} | closed
         return [inline(item) for item in node] if isinstance(node, list) else node
 
     inlined = inline(document)

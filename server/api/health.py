@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse
 
 from llm.engine import EngineStats
 from server import __version__
+from server.api.shapes import Health, Version, ok
 from server.registry import registry_of
 
 STALL_SECONDS = 60.0
@@ -26,7 +27,7 @@ def condition(engine: EngineStats) -> str:
 
 
 @router.head("/health", include_in_schema=False)
-@router.get("/health")
+@router.get("/health", responses=ok(Health) | ok(Health, status=503))
 async def health(request: Request) -> JSONResponse:
     """200 when every engine is ok, else 503; no key needed."""
     engines = [
@@ -56,7 +57,7 @@ async def health(request: Request) -> JSONResponse:
     return JSONResponse(answer, 200 if worst == "ok" else 503)
 
 
-@router.get("/version")
+@router.get("/version", responses=ok(Version))
 async def version() -> JSONResponse:
     """The server's version."""
     return JSONResponse({"version": __version__})

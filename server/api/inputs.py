@@ -75,8 +75,8 @@ async def to_ids(model: TextModel, one: str | list[int], param: str, *, begins: 
     size = len(one.encode())
     if size > model.max_prompt_bytes:
         raise RequestError(
-            f"{param} is {size} bytes long; this model's context of {model.max_model_len} tokens holds at "
-            f"most {model.max_prompt_bytes} bytes",
+            f"{param} is too long: it is {size} bytes, and this model's maximum context length is "
+            f"{model.max_model_len} tokens, which hold at most {model.max_prompt_bytes} bytes",
             param=param,
             code="context_length_exceeded",
         )

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from llm.text import TextModel
+from server.api.shapes import ModelCard, ModelList, ok
 from server.registry import registry_of
 
 router = APIRouter()
@@ -36,13 +37,13 @@ def card(model: TextModel) -> dict[str, Any]:
     }
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", responses=ok(ModelList))
 async def list_models(request: Request) -> JSONResponse:
     """Every model, the default one first."""
     return JSONResponse({"object": "list", "data": [card(model) for model in registry_of(request).models]})
 
 
-@router.get("/v1/models/{model_id:path}")
+@router.get("/v1/models/{model_id:path}", responses=ok(ModelCard))
 async def retrieve_model(request: Request, model_id: str) -> JSONResponse:
     """One model; its id may contain slashes."""
     return JSONResponse(card(registry_of(request).get(model_id)))

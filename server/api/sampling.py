@@ -87,7 +87,7 @@ class SamplingFields(Schema):
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     stop: Stop = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_IDS)] | None = None
-    seed: Annotated[int, Field(ge=-INT64, le=INT64 - 1)] | None = None
+    seed: Annotated[int, Field(ge=-INT64, lt=INT64)] | None = None
     ignore_eos: bool | None = None
     min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse
 
 from server.api.conversation import RenderingFields, encode, to_messages, to_rendering
 from server.api.fields import describe, ignored, parse, report
+from server.api.shapes import Rendered, ok
 from server.api.tools import ToolFields, to_tool_use
 from server.body import read_object
 from server.registry import registry_of
@@ -26,7 +27,7 @@ class TemplateRequest(RenderingFields, ToolFields):
     model: str | None = None
 
 
-@router.post("/apply-template", openapi_extra=describe(TemplateRequest))
+@router.post("/apply-template", openapi_extra=describe(TemplateRequest), responses=ok(Rendered))
 async def apply_template(request: Request) -> JSONResponse:
     """Render a conversation as a chat request would, however long it is."""
     settings = settings_of(request)

@@ -20,6 +20,7 @@ from server.api.fields import Neutral, Schema, component, describe, ignored, par
 from server.api.inputs import check_ids, encode_text, off_loop
 from server.api.logprobs import token_name
 from server.api.sampling import TokenId
+from server.api.shapes import Detokenized, Tokenized, ok
 from server.api.tools import ToolFields, to_tool_use
 from server.body import read_object
 from server.errors import invalid
@@ -64,7 +65,7 @@ EITHER["requestBody"]["content"]["application/json"]["schema"] = {
 }
 
 
-@router.post("/tokenize", openapi_extra=EITHER)
+@router.post("/tokenize", openapi_extra=EITHER, responses=ok(Tokenized))
 async def tokenize(request: Request) -> JSONResponse:
     """The ids a model would read for this text, or for this conversation."""
     settings = settings_of(request)
@@ -80,7 +81,7 @@ async def tokenize(request: Request) -> JSONResponse:
     return JSONResponse(answer, headers=headers)
 
 
-@router.post("/detokenize", openapi_extra=describe(DetokenizeRequest))
+@router.post("/detokenize", openapi_extra=describe(DetokenizeRequest), responses=ok(Detokenized))
 async def detokenize(request: Request) -> JSONResponse:
     """The text that these ids spell; control tokens are no text."""
     settings = settings_of(request)

@@ -6,14 +6,15 @@ in which a call is well formed, so a model that never saw a function still calls
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
 from llm.chat.template import ChatTemplate
-from llm.chat.tools import Choice, Tool
-from llm.grammar import GrammarSpec
+from llm.chat.tools import Choice, Tool, or_content
+from llm.grammar import GrammarSpec, check_schema
 from server.api.fields import Schema
 from server.errors import invalid, shown
 
@@ -80,21 +81,43 @@ class ToolUse:
     Attributes:
         tools: shown to the model.
         choice: auto, required, or the one that must be called.
-        parallel: several calls in one reply; None where the model knows how, since one that has only been told
-            of functions is apt to call them again and again.
+        parallel: several calls in one reply; None where the model knows how, since one that has only been
+            told of functions is apt to call them again and again.
     """
 
     tools: tuple[Tool, ...] = ()
     choice: Choice = "auto"
     parallel: bool | None = None
 
-    def spec(self, template: ChatTemplate) -> GrammarSpec | None:
-        """The grammar of replies in this template's format."""
+    def spec(self, template: ChatTemplate, form: GrammarSpec | None = None) -> GrammarSpec | None:
+        """The grammar of replies in this template's format.
+
+        Args:
+            form: what content has to be where a reply may also call.
+
+        Raises:
+            ApiError, RequestError: the form is none that can stand beside calls, or a schema cannot be
+                enforced.
+        """
         if not self.tools:
-            return None
+            return form
         parallel = template.writes_tools if self.parallel is None else self.parallel
-        text = template.tool_format.grammar(self.tools, self.choice, parallel)
-        return GrammarSpec("grammar", text, "tools")
+        if form is None or self.choice != "auto":
+            text = template.tool_format.grammar(self.tools, self.choice, parallel)
+            return GrammarSpec("grammar", text, "tools")
+        calls = template.tool_format.grammar(self.tools, "required", parallel)
+        return GrammarSpec("grammar", or_content(calls, _object_schema(form)), form.param)
+
+
+def _object_schema(form: GrammarSpec) -> dict[str, Any]:
+    schema = {"type": "object"} if form.kind == "json_object" else None
+    if form.kind == "json_schema":
+        schema = json.loads(form.source)
+    if not isinstance(schema, dict):
+        message = f"{form.param} together with tools must be a JSON schema, unless tool_choice says otherwise"
+        raise invalid(message, form.param)
+    check_schema(schema, form.param)
+    return schema
 
 
 def to_tool_use(fields: ToolFields) -> ToolUse:

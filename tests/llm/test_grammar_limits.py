@@ -1,7 +1,7 @@
-"""Inputs that llguidance itself takes minutes, gigabytes or the whole stack for: refused, or harmless here.
+"""What llguidance would take minutes, gigabytes or the whole stack for: refused, or harmless.
 
-Each is one that was measured to do so without the bound it meets; a regression shows as a test that hangs or as
-a dead process.
+Each was measured to do so without the bound it meets here; a regression shows as a test that hangs, or as a
+dead process.
 """
 
 from __future__ import annotations
@@ -30,11 +30,8 @@ def chain(length: int, link: Any, leaf: object = INT) -> str:
 
 
 def rules(length: int, body: str) -> str:
-    return (
-        "start: a0\n"
-        + "".join(f"a{n}: {body.format(f'a{n + 1}')}\n" for n in range(length))
-        + f'a{length}: "x"'
-    )
+    lines = [f"a{n}: " + body.format(f"a{n + 1}") for n in range(length)]
+    return "\n".join(["start: a0", *lines, f'a{length}: "x"'])
 
 
 def patterns(count: int, pattern: str = "x{}") -> list[dict[str, str]]:
@@ -73,20 +70,17 @@ REFUSED: list[tuple[Kind, str, str]] = [
     ),
     ("json_schema", json.dumps({"type": "string", "pattern": "a?" * 5000}), "over 8192 bytes"),
     ("json_schema", json.dumps({"title": "x" * 70_000}), "limit is 65536"),
-    ("json_schema", deep('{"items":', 64), "deeper than 64"),
+    ("json_schema", deep('{"items":', 65), "deeper than 64"),
     ("json_schema", "[" * 60_000, "too deep"),
     ("json_schema", '{"const":' + "9" * 6000 + "}", "not JSON"),
     ("json_schema", json.dumps({"oneOf": [{"const": n} for n in range(200)]}), "200 options"),
-    ("regex", "a?" * 4096, "too complex"),
     ("regex", "a" * 8193, "limit is 8192"),
     ("regex", "(" * 4000 + "a" + ")" * 4000, "nested"),
     ("choice", json.dumps([f"c{n}" for n in range(1025)]), "got 1025"),
     ("grammar", rules(600, "{}"), "rules and brackets"),
     ("grammar", "start: " + "(" * 600 + '"a"' + ")" * 600, "rules and brackets"),
     ("grammar", "start: A\nA: " + " & ".join(f"/(?s:.*)x{n}(?s:.*)/" for n in range(40)), "39 intersections"),
-    ("grammar", "start: A\nA: " + '"a"? ' * 3200, "too complex"),
     ("grammar", "start: A\nA: " + '"a"? ' * 3300, "bytes in the grammar"),
-    ("grammar", rules(100, "{0}? {0}?"), "Too many items"),
     ("grammar", "root ::= " + "(" * 600 + '"a"' + ")" * 600, "rules and brackets"),
     ("grammar", "start: %json " + "[" * 50_000, "not followed by a JSON schema"),
 ]
@@ -119,11 +113,14 @@ WITHIN: list[tuple[Kind, str]] = [
     ("json_schema", deep('{"items":', 60)),
     ("regex", "((a{1,100}){1,100}){1,100}"),
     ("regex", "a{1000000}"),
+    ("regex", "a?" * 4096),
     ("regex", "(a+)+b"),
     ("regex", "[a-z ]*[aeiou][a-z ]{30}X"),
     ("choice", json.dumps([f"choice {n}" for n in range(1024)])),
     ("grammar", rules(400, "{}")),
     ("grammar", rules(20, "{0}? {0}?")),
+    ("grammar", rules(100, "{0}? {0}?")),
+    ("grammar", "start: A\nA: " + '"a"? ' * 3200),
     ("grammar", 'start: s\ns: s s s | s s | "a"'),
     ("grammar", 'start: x{1,1000}\nx: y{1,1000}\ny: "a" | "b"'),
     ("grammar", "start: A\nA: " + " & ".join(f"/(?s:.*)x{n}(?s:.*)/" for n in range(9))),

@@ -12,7 +12,7 @@ from typing import Any
 import jsonschema
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -30,12 +30,13 @@ IDS = [name for name, _ in SCHEMAS]
 
 CLOCK = r"([01]\d|2[0-3]):[0-5]\d:([0-5]\d|60)(\.\d+)?([zZ]|[+-]([01]\d|2[0-3]):[0-5]\d)"
 DAY = r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])"
+LABEL = "[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
 SYNTAX = {
     "date": DAY,
     "time": CLOCK,
     "date-time": f"{DAY}[tT]{CLOCK}",
     "duration": r"P(?!$)(\d+W|(\d+Y)?(\d+M)?(\d+D)?(T(?=\d)(\d+H)?(\d+M)?(\d+S)?)?)",
-    "hostname": r"([a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?)(\.[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?)*",
+    "hostname": rf"{LABEL}(\.{LABEL})*",
     "uri": r"[a-zA-Z][a-zA-Z0-9+.-]*:[^\s<>\"{}|\\^`]*",
 }
 CHECKER = jsonschema.FormatChecker(formats=("email", "ipv4", "ipv6", "uuid"))
@@ -92,12 +93,13 @@ def closing_bias_of(tokenizer: Tokenizer) -> Tensor:
     return closing_bias(tokenizer)
 
 
-def check_draws(tokenizer: Tokenizer, grammars: Grammars, schema: Schema, seeds: int) -> None:
+def num_valid(tokenizer: Tokenizer, grammars: Grammars, schema: Schema, seeds: int) -> int:
+    """How many draws end; each that does is valid."""
     texts = [text for seed in range(seeds) if (text := draw(tokenizer, grammars, schema, seed)) is not None]
-    assert len(texts) > seeds / 2, "most draws end"
     for text in texts:
         validator(schema).validate(json.loads(text))
-        assert "\t" not in text and not re.search(r"\n {17}", text)
+        assert "\n" not in text and "\t" not in text, "one line"
+    return len(texts)
 
 
 BYTE = ByteTokenizer()
@@ -105,14 +107,19 @@ BYTE = ByteTokenizer()
 
 @pytest.mark.parametrize("schema", [schema for _, schema in SCHEMAS], ids=IDS)
 def test_what_is_drawn_validates(schema: Schema) -> None:
-    check_draws(BYTE, BYTES, schema, seeds=3)
+    assert num_valid(BYTE, BYTES, schema, seeds=2) == 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("schema", [schema for _, schema in SCHEMAS], ids=IDS)
-def test_what_is_drawn_validates_often_and_with_a_real_vocabulary(schema: Schema) -> None:
-    check_draws(BYTE, BYTES, schema, seeds=60)
-    check_draws(*gpt2(), schema, seeds=8)
+def test_what_is_drawn_validates_often(schema: Schema) -> None:
+    assert num_valid(BYTE, BYTES, schema, seeds=60) > 54
+
+
+@pytest.mark.slow
+def test_what_is_drawn_from_a_real_vocabulary_validates() -> None:
+    counts = {name: num_valid(*gpt2(), schema, seeds=4) for name, schema in SCHEMAS}
+    assert sum(counts.values()) > 0.9 * 4 * len(SCHEMAS), counts
 
 
 def test_the_suite_is_what_it_says() -> None:
@@ -141,6 +148,7 @@ JSON = st.recursive(
 )
 
 
+@settings(max_examples=30)
 @given(value=JSON)
 def test_any_json_fits_the_open_schemas_and_its_own_constant(value: Any) -> None:
     assert accepts(True, value) and accepts({}, value) and accepts({"const": value}, value)
@@ -148,6 +156,7 @@ def test_any_json_fits_the_open_schemas_and_its_own_constant(value: Any) -> None
     assert accepts({"type": "object"}, value) == isinstance(value, dict)
 
 
+@settings(max_examples=60)
 @given(index=st.integers(0, len(SCHEMAS) - 1), value=JSON)
 def test_nothing_invalid_fits(index: int, value: Any) -> None:
     """The other direction does not hold: properties come in one order."""
@@ -156,16 +165,12 @@ def test_nothing_invalid_fits(index: int, value: Any) -> None:
         validator(schema).validate(value)
 
 
-@pytest.mark.parametrize("name", [name for name in IDS if not name.startswith(("object pat", "keys odd"))])
-def test_no_escape_passes_for_a_declared_property(name: str) -> None:
+def test_no_escape_passes_for_a_declared_property() -> None:
     """`\\u0061` is an a: as the key of an additional property it would go round the schema of "a"."""
-    schema = dict(SCHEMAS)[name]
-    prepared = {"type": "object", "properties": {"a": schema}}
-    for escaped in ('{"\\u0061":', '{"\\u0061"'):
-        matcher = BYTES.compile(
-            GrammarSpec("json_schema", json.dumps({**prepared, "properties": {"a": {}}}))
-        ).matcher()
-        assert Accepted.REFUSED in [matcher.accept(byte) for byte in escaped.encode()]
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": True}
+    for key, accepted in (('"a":"', False), ('"\\u0061":"', False), ('"b":"', True), ('"a":1', True)):
+        matcher = BYTES.compile(GrammarSpec("json_schema", json.dumps(schema))).matcher()
+        assert (Accepted.REFUSED not in [matcher.accept(byte) for byte in f"{{{key}".encode()]) == accepted
 
 
 # Refusals.
@@ -252,7 +257,7 @@ def test_check_schema_refuses_what_is_no_json() -> None:
 
 def test_endless_schemas_are_found_wherever_they_are() -> None:
     leaf: Schema = {"type": "array", "items": {"$ref": "#/$defs/a"}, "minItems": 1}
-    with pytest.raises(RequestError, match=r"no finite value fits.*\(at #/\$defs/a\)"):
+    with pytest.raises(RequestError, match=r"no finite value fits.*\(at #/properties/x\)"):
         check_schema({"properties": {"x": {"$ref": "#/$defs/a"}}, "$defs": {"a": leaf}}, "field")
     for finite in (
         {**leaf, "minItems": 0},

@@ -14,6 +14,7 @@ from llm.chat.template import ToolCall
 from llm.chat.tool_calls import ContentDelta, ToolCallDelta
 from llm.chat.tools import HERMES, LLAMA3, PLAIN, Choice, Tool, ToolFormat, read_arguments
 from llm.errors import RequestError
+from llm.grammar.lark import program
 from tests.llm.tool_templates import CALLS, TIME, WEATHER
 
 FORMS = (HERMES, LLAMA3, PLAIN)
@@ -50,7 +51,7 @@ class Judge:
     def __init__(
         self, form: ToolFormat, tools: Iterable[Tool], choice: Choice, parallel: bool = True
     ) -> None:
-        self.lark = LLMatcher.grammar_from_lark(form.grammar(list(tools), choice, parallel))
+        self.lark = program("grammar", form.grammar(list(tools), choice, parallel), "tools")
         assert LLMatcher.validate_grammar(self.lark, VOCABULARY) == ""
 
     def begins(self, text: str) -> bool:
@@ -173,7 +174,7 @@ BAD = [
     '{"KEY": {}, "name": "time"}',
     '{"name": "time"}',
     '{"name": "weather", "KEY": {\n"place": "Oslo"}}',
-    '{"name": "weather", "KEY": {  "place": "Oslo"}}',
+    '{"name": "weather", "KEY": { "place": "Oslo"}}',
     '{"name": "weather", "KEY": {"place": "Os\nlo"}}',
     "rain",
 ]
@@ -184,7 +185,7 @@ def test_a_required_call(form: ToolFormat) -> None:
     judge = Judge(form, [WEATHER, TIME], "required")
     one, two = call(form, ONE), call(form, TWO)
     assert judge.allows(one) and judge.allows(two) and judge.allows(form.between.join([one, two, one]))
-    assert judge.allows(call(form, '{"name": "weather", "KEY": { "place" : "Oslo" }}'))
+    assert judge.allows(call(form, '{"name": "weather", "KEY": {"place":"Oslo"}}'))
     assert judge.allows(one + "\n") == (form is PLAIN) and not judge.begins(one + "\n\n")
     for text in ["", *(one[:end] for end in range(len(one)))]:
         assert judge.begins(text) and not judge.allows(text), text

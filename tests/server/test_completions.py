@@ -18,6 +18,7 @@ from llm.errors import StepFailed
 from llm.kv.concat import NoCache
 from llm.sequence import FinishReason
 from llm.tokenizer import ByteTokenizer
+from server.api.logprobs import empty_completion_logprobs
 from tests.fakes import Gate, ScriptedModel, tiny_model, tiny_text_model
 from tests.server.wire import Answer, Connection, app_of, ask, call, live
 
@@ -211,17 +212,19 @@ def test_what_is_ignored_is_named() -> None:
     assert call(app_of(strict=True), PATH, {**HI, "zebra": 1}).error["param"] == "zebra"
 
 
-def joined(answer: Answer, num_choices: int) -> list[dict[str, Any]]:
+def joined(answer: Answer, num_choices: int, *, logprobs: bool = False) -> list[dict[str, Any]]:
     """A stream's chunks as the choices of a whole reply."""
-    whole: list[dict[str, Any]] = [{"index": i, "text": "", "logprobs": None} for i in range(num_choices)]
+    whole: list[dict[str, Any]] = [
+        {"index": i, "text": "", "logprobs": empty_completion_logprobs() if logprobs else None}
+        for i in range(num_choices)
+    ]
     for chunk in answer.chunks:
         for choice in chunk["choices"]:
             mine = whole[choice["index"]]
             assert "finish_reason" not in mine, "nothing comes after a choice's end"
             mine["text"] += choice["text"]
             for name, values in (choice["logprobs"] or {}).items():
-                mine["logprobs"] = mine["logprobs"] or {}
-                mine["logprobs"][name] = mine["logprobs"].get(name, []) + values
+                mine["logprobs"][name] += values
             if "token_ids" in choice:
                 mine["token_ids"] = mine.get("token_ids", []) + choice["token_ids"]
             if "prompt_token_ids" in choice:
@@ -253,7 +256,7 @@ def test_streamed_joined_is_the_whole_reply(script: list[str], asked: dict[str, 
     options = {"stream": True, "stream_options": {"include_usage": True}}
     streamed = call(app_of(ScriptedModel(*script)), PATH, asked | options)
     choices = whole.json["choices"]
-    assert joined(streamed, len(choices)) == choices
+    assert joined(streamed, len(choices), logprobs="logprobs" in asked) == choices
     assert streamed.chunks[-1]["usage"] == whole.json["usage"]
     assert streamed.chunks[-1].get("timings") == whole.json.get("timings")
 
@@ -382,10 +385,10 @@ def test_a_real_model_says_the_same_streamed_or_not_together_or_alone(
 
     whole, streamed, *alone = with_tiny(talk)
     choices = whole.json["choices"]
-    assert rounded(joined(streamed, len(choices))) == rounded(choices)
+    assert joined(streamed, len(choices), logprobs=True) == rounded(choices)
     for i, answer in enumerate(alone):
         mine = [{**choice, "index": i * n + choice["index"]} for choice in answer.json["choices"]]
-        assert rounded(mine) == rounded(choices[i * n : (i + 1) * n])
+        assert mine == rounded(choices[i * n : (i + 1) * n])
     assert whole.json["usage"]["prompt_tokens"] == sum(len(prompt.encode()) for prompt in prompts)
     if echo:
         assert all(choice["text"].startswith(prompts[choice["index"] // n]) for choice in choices)

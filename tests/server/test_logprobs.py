@@ -155,7 +155,6 @@ def test_places_count_in_the_text_that_is_shown() -> None:
     assert shape.reply([token(99)])["text_offset"] == [2]
 
 
-chunks_of_bytes = st.lists(st.binary(max_size=3), max_size=12)
 text = st.text(st.sampled_from("aé€😀\n"), max_size=6)
 
 
@@ -179,6 +178,13 @@ def character_of(data: bytes, position: int) -> int:
         goes_on = until == before and i > 0
         edges.append(edges[-1] if goes_on and data[i] & 0xC0 == 0x80 else until - 1)
     return edges[position]
+
+
+def test_a_reply_never_completes_the_prompts_last_character() -> None:
+    shape = CompletionLogprobs(BYTES, 0)
+    shape.prompt([97, EURO[0]], [scripted_logprob(EURO[0], 0)])
+    tokens = [ReplyToken(0, data, False, None, 0.0, 1) for data in (EURO[1:], b"b")]
+    assert shape.reply(tokens)["text_offset"] == [2, 4], "a, three bytes that are no characters, b"
 
 
 @given(text, text)

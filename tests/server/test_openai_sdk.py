@@ -124,6 +124,22 @@ def test_tool_calls_stream_as_deltas_and_parse(sdk: OpenAI) -> None:
     assert (parsed.choices[0].message.tool_calls or [])[0].function.arguments == call.function.arguments
 
 
+@pytest.mark.parametrize(("first", "finish"), [("{", "stop"), ("<", "tool_calls")])
+def test_beside_tools_a_reply_is_a_call_or_of_the_form(sdk: OpenAI, first: str, finish: str) -> None:
+    reply = sdk.chat.completions.parse(
+        model="tiny",
+        messages=ASK,
+        tools=[WEATHER],
+        response_format=Plan,
+        parallel_tool_calls=False,
+        logit_bias={str(ord(first)): 50},
+    )
+    (choice,) = reply.choices
+    assert choice.finish_reason == finish
+    assert bool(choice.message.tool_calls) == (finish == "tool_calls")
+    assert isinstance(choice.message.parsed, Plan) == (finish == "stop")
+
+
 def test_a_cut_reply_is_never_called_complete(sdk: OpenAI) -> None:
     with pytest.raises(openai.LengthFinishReasonError):
         sdk.chat.completions.parse(model="tiny", messages=ASK, response_format=Plan, max_tokens=4)

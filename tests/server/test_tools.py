@@ -65,7 +65,8 @@ MISSING = "missing_required_parameter"
             "tools[0].function.parameters.type",
             "invalid_value",
         ),
-        ({"tools": [RAIN], "response_format": {"type": "json_object"}}, "tool_choice", "invalid_value"),
+        ({"tools": [RAIN], "guided_regex": "a+"}, "guided_regex", "invalid_value"),
+        ({"tools": [RAIN], "guided_json": True}, "guided_json", "invalid_value"),
         ({"messages": [turn("user", "")]}, "messages[0].tool_calls", "invalid_value"),
         (
             {"messages": [turn("assistant", "[1")]},

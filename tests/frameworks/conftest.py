@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from clients.child import ChildServer
+
+CAUSETTE = Path(__file__).parents[2] / "checkpoints" / "causette"
+
+
+@pytest.fixture(scope="session")
+def environments(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where environments are kept: pytest's cache, so that --cache-clear removes them too."""
+    if not hasattr(pytestconfig, "cache") or pytestconfig.cache is None:
+        return tmp_path_factory.mktemp("environments")
+    return pytestconfig.cache.mkdir("frameworks")
+
+
+@pytest.fixture(scope="session")
+def causette() -> Iterator[str]:
+    """URL of a server of the default checkpoint, which is in every checkout."""
+    with ChildServer(["--checkpoint", str(CAUSETTE)]) as server:
+        yield server.url
+        assert "Traceback" not in server.last_lines(100_000)
