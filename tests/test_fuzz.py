@@ -1,8 +1,10 @@
 """Ten thousand requests, most of them wrong, against a real server: no answer above 499, nothing lost.
 
-Blocks are scarce, so that sequences preempt each other while clients come and go. Every answer has the shape
-the documents promise; afterwards the log has no traceback, every block is free, and a request from before is
-answered as before. A request is known by its number: `hostile(SEED, number)` makes it again.
+Blocks are scarce, so that sequences preempt each other while clients come and go. Every answer has the form
+that GET /openapi.json promises; afterwards the log has no traceback, every block is free, and a request from
+before is answered as before. A failure names the seed and the number that make its request again:
+
+    $ FUZZ_SEED=11 FUZZ_REQUESTS=500 make test-slow ARGS=tests/test_fuzz.py
 """
 
 from __future__ import annotations
@@ -55,7 +57,6 @@ def test_ten_thousand_hostile_requests(tiny_folder: Path, tmp_path: Path) -> Non
         assert not wrong, "\n".join(wrong[:5])
         assert replies(child.url) == before
         quiet(child.url)
-    print(statuses)
     written = log.read_text()
     assert not re.findall(r".*(?:Traceback|ERROR|panicked|never retrieved).*", written), written[-8000:]
     assert statuses["200"] > NUM_REQUESTS / 4, "many requests were good"
@@ -83,6 +84,8 @@ async def besiege(url: str) -> tuple[list[str], Counter[str]]:
 
     async def attack() -> None:
         for number in numbers:
+            if len(wrong) >= NUM_AT_ONCE:
+                return  # a server that hangs would cost two minutes for each of the rest
             request = hostile.request(random.Random(f"{SEED}-{number}"))
             try:
                 async with asyncio.timeout(ANSWER_SECONDS):
@@ -179,8 +182,9 @@ def check(request: Request, answer: Answer, forms: Forms) -> None:
             return
         chunks.append(last)
         forms.check_chunks(path, chunks, random.Random(len(answer.body)))
-        ended = [one for chunk in chunks for one in chunk["choices"] if one["finish_reason"] is not None]
-        assert len({one["index"] for one in ended}) == len(ended) > 0, "every choice ends once"
+        choices = [one for chunk in chunks for one in chunk["choices"]]
+        ended = sorted(one["index"] for one in choices if one["finish_reason"] is not None)
+        assert ended == sorted({one["index"] for one in choices}) != [], "every choice ends once"
     elif path in ROUTES:
         forms.check_whole(path, json.loads(answer.body, parse_constant=pytest.fail))
 

@@ -32,6 +32,7 @@ from server.api.sampling import (
     MAX_TOP_LOGPROBS,
     SamplingFields,
     TokenLimit,
+    check_scores,
     limit_tokens,
     to_drawing,
 )
@@ -113,6 +114,7 @@ async def chat_completions(request: Request) -> Response:
     drop = asked.truncation == "drop_oldest"
     messages = to_messages(asked.messages)
     prompt = await build_prompt(model, messages, rendering, max_tokens=limit, drop=drop)
+    check_scores("prompt_logprobs", len(prompt.ids), asked.prompt_logprobs)
     room = model.check_room(len(prompt.ids), limit)
     num_top = (asked.top_logprobs or 0) if asked.logprobs else None
     drawing = to_drawing(asked, model, room, template_stops=form is None or bool(use.tools), logprobs=num_top)

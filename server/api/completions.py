@@ -27,7 +27,14 @@ from server.api.completion_stream import Completions, Report, chunks, complete
 from server.api.fields import Neutral, Schema, describe, ignored, parse, refuse_unbuilt, report
 from server.api.inputs import Input, each, to_ids
 from server.api.reply import ReplyHead
-from server.api.sampling import MAX_TOKENS, MAX_TOP_LOGPROBS, SEED_HEADER, SamplingFields, to_drawing
+from server.api.sampling import (
+    MAX_TOKENS,
+    MAX_TOP_LOGPROBS,
+    SEED_HEADER,
+    SamplingFields,
+    check_scores,
+    to_drawing,
+)
 from server.api.shapes import Completion, ok_or_stream
 from server.api.structured import StructuredFields, compile_grammar, grammar_spec
 from server.body import read_object
@@ -38,8 +45,6 @@ from server.sse import finish_unless_gone, open_stream
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's, for this route only."""
-MAX_SCORES = 1 << 19
-"""Log probabilities of prompts in one reply: about 20 MB of JSON, and half a second to write them."""
 
 router = APIRouter()
 
@@ -95,7 +100,9 @@ async def completions(request: Request) -> Response:
     model = registry_of(request).get(asked.model)
     form = grammar_spec(asked)
     named = [(path, await _prompt_ids(model, asked, one, path)) for path, one in each(asked.prompt, "prompt")]
-    _check_scores(asked, sum(len(ids) for _, ids in named))
+    num_tokens = sum(len(ids) for _, ids in named) * (asked.n or 1)
+    check_scores("prompt_logprobs", num_tokens, asked.prompt_logprobs)
+    check_scores("logprobs", num_tokens, asked.logprobs if asked.echo else None)
     drawn = [_params(model, asked, len(ids), path, settings) for path, ids in named]
     grammar = await compile_grammar(model.grammars, form)
     shown, plan = _shown(asked, drawn[0] if form is None else None), _report(asked)
@@ -138,19 +145,6 @@ def _check_fields(asked: CompletionRequest, settings: Settings) -> dict[str, str
     if asked.max_tokens == 0 and not asked.echo:
         raise invalid("max_tokens must be at least 1 without echo: true, got 0", "max_tokens")
     return report(ignored(asked, {**unbuilt, **IGNORED}), strict=settings.strict)
-
-
-def _check_scores(asked: CompletionRequest, num_tokens: int) -> None:
-    """Log probabilities of prompts are many numbers: up to MAX_SCORES in one reply."""
-    per_token = {"prompt_logprobs": asked.prompt_logprobs, "logprobs": asked.logprobs if asked.echo else None}
-    for param, num_top in per_token.items():
-        asks_for = 0 if num_top is None else num_tokens * (num_top + 1) * (asked.n or 1)
-        if asks_for > MAX_SCORES:
-            raise invalid(
-                f"{param} asks for {asks_for} log probabilities of {num_tokens} prompt tokens, "
-                f"at most {MAX_SCORES} in one reply; send fewer prompts at once",
-                param,
-            )
 
 
 async def _prompt_ids(

@@ -183,10 +183,10 @@ class _TextOffset:
 
     def of(self, data: bytes) -> int:
         """Index of the character that the next token's first byte is part of."""
-        first = len(self._decoder.decode(data[:1]))
-        is_pending = bool(self._decoder.getstate()[0])
-        begins_at = self._num_decoded + (first if is_pending or not data else first - 1)
-        self._num_decoded += first + len(self._decoder.decode(data[1:]))
+        unfinished = self._decoder.getstate()[0]
+        until_first = len((unfinished + data[:1]).decode("utf-8", errors="replace"))
+        begins_at = self._num_decoded + (until_first - 1 if data else 0)
+        self._num_decoded += len(self._decoder.decode(data))
         return begins_at
 
     def drop_to(self, num_chars: int) -> int:

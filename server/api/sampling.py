@@ -28,6 +28,8 @@ MAX_STOP_IDS = 64
 MAX_BIASES = 1024
 MAX_TOKENS = 1 << 31
 MAX_TOP_LOGPROBS = 20
+MAX_SCORES = 1 << 19
+"""Log probabilities of prompts in one reply: about 20 MB of JSON, and half a second to write them."""
 MAX_PRIORITY = 1 << 31
 MAX_SALT_CHARS = 256
 INT64 = 1 << 63
@@ -123,6 +125,25 @@ def limit_tokens(asked: int | None, defaults: GenerationDefaults, cap: int | Non
         return asked
     limits = [limit for limit in (defaults.max_tokens, cap) if limit is not None]
     return min(limits) if limits else None
+
+
+def check_scores(param: str, num_tokens: int, num_top: int | None) -> None:
+    """Log probabilities of prompts are many numbers: up to MAX_SCORES in one reply.
+
+    Args:
+        param: the field that asks for them.
+        num_tokens: of all prompts, as often as they are reported.
+        num_top: alternatives beside each; None for none at all.
+
+    Raises:
+        ApiError: more.
+    """
+    if num_top is not None and (count := num_tokens * (num_top + 1)) > MAX_SCORES:
+        raise invalid(
+            f"{param} asks for {count} log probabilities of {num_tokens} prompt tokens, "
+            f"at most {MAX_SCORES} in one reply; ask for fewer at once",
+            param,
+        )
 
 
 def to_drawing(

@@ -11,7 +11,7 @@ import pytest
 from llm.choice import ReplyToken, TextDelta
 from llm.sequence import FinishReason
 from llm.tokenizer import ByteTokenizer
-from server.api.completion_pieces import Piece, PromptReplies, Shown, merge
+from server.api.completion_pieces import MAX_WAITING, Piece, PromptReplies, Shown, merge
 from tests.fakes import Gate, scripted_logprob
 
 STOP, LENGTH = FinishReason.STOP, FinishReason.LENGTH
@@ -86,7 +86,7 @@ def test_the_first_failure_ends_all(error: Exception) -> None:
 def test_leaving_early_closes_all(num_prompts: int) -> None:
     async def run() -> int:
         source = Source()
-        streams = [source.stream(*[said(0, "x")] * 99, Gate()) for _ in range(num_prompts)]
+        streams = [source.stream(*[said(0, "x")] * MAX_WAITING, Gate()) for _ in range(num_prompts)]
         merged = merge(streams, 1)
         await anext(merged)
         assert source.num_open >= 1

@@ -140,6 +140,23 @@ def test_a_failure_is_one_error_and_ends_all(error: Exception, status: int, code
     assert model.num_open == 0 and "secret" not in answer.body.decode()
 
 
+class HalfBroken(ScriptedModel):
+    """Waits for ever with inputs that begin with an a, and fails on others once it does."""
+
+    async def embed(self, prompt: list[int], *, priority: int = 0) -> list[float]:
+        if prompt[0] == 97:
+            return await super().embed(prompt, priority=priority)
+        while not self.num_open:
+            await asyncio.sleep(0)
+        raise StepFailed("no")
+
+
+def test_one_that_fails_ends_those_that_would_go_on() -> None:
+    model = HalfBroken(Gate(), "never")
+    assert call(app_of(model), PATH, {"input": ["a", "b", "a"]}).error["code"] == "step_failed"
+    assert (model.num_open, model.num_aborted) == (0, 2)
+
+
 def test_a_client_that_leaves_ends_all() -> None:
     async def leave() -> ScriptedModel:
         model = ScriptedModel(Gate(), "never")

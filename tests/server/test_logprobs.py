@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from types import MappingProxyType
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llm.choice import ReplyToken
@@ -159,25 +160,18 @@ text = st.text(st.sampled_from("aé€😀\n"), max_size=6)
 
 
 @given(st.lists(st.binary(min_size=1, max_size=3) | text.filter(bool).map(str.encode), max_size=12))
+@example([b"\xed", b"\xa0"])
 def test_a_token_is_placed_at_the_character_its_first_byte_is_part_of(data: list[bytes]) -> None:
-    """The oracle decodes everything before the token and its first byte together."""
+    """The oracle decodes everything up to that byte."""
     tokens = [ReplyToken(0, item, False, None, 0.0, 1) for item in data]
     placed = CompletionLogprobs(BYTES, 0).reply(tokens)["text_offset"]
-    whole = b"".join(data)
-    lengths = [len(item) for item in data]
-    starts = [sum(lengths[:i]) for i in range(len(data))]
-    assert placed == [character_of(whole, start) for start in starts]
+    edges = [0, *accumulate(map(len, data))]
+    assert placed == [len(b"".join(data)[: edge + 1].decode(errors="replace")) - 1 for edge in edges[:-1]]
 
 
-def character_of(data: bytes, position: int) -> int:
-    """Which character of the decoded data this byte is part of."""
-    edges: list[int] = []  # of each byte its character
-    for i in range(len(data)):
-        before = len(data[:i].decode(errors="replace"))
-        until = len(data[: i + 1].decode(errors="replace"))
-        goes_on = until == before and i > 0
-        edges.append(edges[-1] if goes_on and data[i] & 0xC0 == 0x80 else until - 1)
-    return edges[position]
+def test_a_token_without_text_is_placed_where_the_next_one_is() -> None:
+    tokens = [ReplyToken(0, item, False, None, 0.0, 1) for item in (b"", b"a", b"", b"b")]
+    assert CompletionLogprobs(BYTES, 0).reply(tokens)["text_offset"] == [0, 0, 1, 1]
 
 
 def test_a_reply_never_completes_the_prompts_last_character() -> None:
