@@ -113,7 +113,8 @@ def field_error(error: ValidationError) -> ApiError:
         }
     if reason is not None:
         return invalid(f"{path} must be {reason.format(**context)}, got {given}", path, _code(kind))
-    return invalid(f"{path}: {first['msg']}, got {given}", path, _code(kind))
+    between = " " if first["msg"].startswith("must be ") else ": "
+    return invalid(f"{path}{between}{first['msg']}, got {given}", path, _code(kind))
 
 
 _REASONS = {
@@ -216,7 +217,7 @@ def install_handlers(app: FastAPI) -> None:
 
 
 def _routing_error(request: Request, error: HTTPException) -> ApiError:
-    """No such route, or not with that method; a forgotten /v1 is pointed out."""
+    """No such route, or not with that method; a forgotten or needless /v1 is pointed out."""
     method, path = request.method, ascii(request.url.path[:100])
     headers = dict(error.headers or {})
     if error.status_code == 405:
@@ -225,8 +226,9 @@ def _routing_error(request: Request, error: HTTPException) -> ApiError:
         )
         return ApiError(405, message, code="method_not_allowed", headers=headers)
     if error.status_code == 404:
-        meant = f"/v1{request.url.path}"
-        known = any(getattr(route, "path", None) == meant for route in request.app.routes)
-        hint = f"did you mean {meant}?" if known else "GET /openapi.json lists the routes"
+        path_sent = request.url.path
+        near = [f"/v1{path_sent}", path_sent.removeprefix("/v1"), path_sent.rstrip("/")]
+        meant = next((path for path in near if path in request.app.openapi()["paths"]), None)
+        hint = f"did you mean {meant}?" if meant else "GET /openapi.json lists the routes"
         return ApiError(404, f"there is no route {path}; {hint}", code="route_not_found", headers=headers)
     return ApiError(error.status_code, str(error.detail), code="http_error", headers=headers)

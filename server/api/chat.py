@@ -37,7 +37,7 @@ from server.api.sampling import (
     to_drawing,
 )
 from server.api.shapes import ChatChunk, ChatCompletion, ok_or_stream
-from server.api.structured import StructuredFields, compile_grammar, grammar_spec
+from server.api.structured import UNBUILT_FORMS, StructuredFields, compile_grammar, grammar_spec
 from server.api.tools import ToolFields, to_tool_use
 from server.body import read_object
 from server.errors import invalid
@@ -73,6 +73,9 @@ UNBUILT: Neutral = {
     "audio": (),
     "modalities": (["text"],),
     "chat_template": (),
+    "use_beam_search": (False,),
+    "truncate_prompt_tokens": (),
+    **UNBUILT_FORMS,
 }
 """Refused unless neutral: ignoring these would change the meaning of the answer."""
 
@@ -133,7 +136,8 @@ async def chat_completions(request: Request) -> Response:
         priority=asked.priority or 0,
     )
     parser = model.template.tool_format.parser if use.tools else None
-    deltas = chat_deltas(texts, drawing.num_choices, parser)
+    only_calls = bool(use.tools) and use.choice != "auto"
+    deltas = chat_deltas(texts, drawing.num_choices, parser, only_calls=only_calls)
     head = ReplyHead.of(model)
     if not asked.stream:
         scored = asked.prompt_logprobs is not None

@@ -44,15 +44,20 @@ class ChatDelta:
 
 
 async def chat_deltas(
-    deltas: AsyncGenerator[TextDelta, None], n: int, make_parser: Callable[[], ToolCallParser] | None
+    deltas: AsyncGenerator[TextDelta, None],
+    n: int,
+    make_parser: Callable[[], ToolCallParser] | None,
+    *,
+    only_calls: bool = False,
 ) -> AsyncGenerator[ChatDelta, None]:
     """The same deltas, their text read.
 
     Args:
         n: choices.
         make_parser: for requests with tools; without one, text is content.
+        only_calls: the reply has to call, so text outside of calls is the beginning of one that was cut.
     """
-    readers = [_Reader(make_parser()) if make_parser is not None else None for _ in range(n)]
+    readers = [_Reader(make_parser(), only_calls) if make_parser is not None else None for _ in range(n)]
     async with aclosing(deltas):
         async for delta in deltas:
             reader = readers[delta.choice]
@@ -67,14 +72,16 @@ async def chat_deltas(
 class _Reader:
     """One choice's parser."""
 
-    def __init__(self, parser: ToolCallParser) -> None:
+    def __init__(self, parser: ToolCallParser, only_calls: bool) -> None:
         self._parser = parser
+        self._only_calls = only_calls
 
     def read(self, delta: TextDelta) -> ChatDelta:
         parts = self._parser.feed(delta.text)
         if delta.finish is not None:
             parts += self._parser.flush()
-        content = "".join(part.text for part in parts if isinstance(part, ContentDelta))
+        texts = (part.text for part in parts if isinstance(part, ContentDelta))
+        content = "" if self._only_calls else "".join(texts)
         calls = tuple(call for part in parts if (call := _call(part)) is not None)
         return ChatDelta(delta, content, calls, self._finish(delta.finish))
 

@@ -36,7 +36,7 @@ from server.api.sampling import (
     to_drawing,
 )
 from server.api.shapes import Completion, ok_or_stream
-from server.api.structured import StructuredFields, compile_grammar, grammar_spec
+from server.api.structured import UNBUILT_FORMS, StructuredFields, compile_grammar, grammar_spec
 from server.body import read_object
 from server.errors import invalid
 from server.registry import registry_of
@@ -75,6 +75,7 @@ UNBUILT: Neutral = {
     "use_beam_search": (False,),
     "truncate_prompt_tokens": (),
     "prompt_embeds": (),
+    **UNBUILT_FORMS,
 }
 """Refused unless neutral: ignoring these would change the meaning of the answer. `best_of` n is neutral."""
 

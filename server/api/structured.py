@@ -14,12 +14,15 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from llm.grammar import Grammar, Grammars, GrammarSpec
-from server.api.fields import Schema
+from server.api.fields import Neutral, Schema
 from server.errors import invalid
 
 MAX_SOURCE_CHARS = 64 << 10
 MAX_CHOICES = 1024
 COMPILE_SECONDS = 10.0
+
+UNBUILT_FORMS: Neutral = {"grammar": ("",), "json_schema": ({},), "regex": ("",), "ebnf": ("",)}
+"""Other servers' names for a form: a reply without it would be taken for one that has it."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 Source = Annotated[str, Field(min_length=1, max_length=MAX_SOURCE_CHARS)]
@@ -62,10 +65,13 @@ class JsonSchemaFormat(Schema):
 
 
 class ResponseFormat(Schema):
-    """OpenAI's way to ask for JSON."""
+    """OpenAI's way to ask for JSON; `schema` beside `json_object` is llama.cpp's."""
+
+    model_config = ConfigDict(validate_by_name=False)
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = None
+    schema_: JsonSchema | None = Field(None, alias="schema")
 
 
 class StructuredOutputs(Schema):
@@ -125,9 +131,13 @@ async def compile_grammar(grammars: Grammars, spec: GrammarSpec | None) -> Gramm
 
 def _of_format(fields: StructuredFields) -> GrammarSpec | None:
     wanted = fields.response_format
+    if wanted is not None and wanted.schema_ is not None and wanted.type != "json_object":
+        raise invalid("response_format.schema is only for type json_object", "response_format.schema")
     if wanted is None or wanted.type == "text":
         return None
     if wanted.type == "json_object":
+        if wanted.schema_ is not None:
+            return _json_spec(wanted.schema_, "response_format.schema")
         return GrammarSpec("json_object", "", "response_format")
     path = "response_format.json_schema"
     if wanted.json_schema is None:

@@ -1,9 +1,9 @@
 """Schemathesis, a fuzzer that knows nothing of us but GET /openapi.json, in an environment of its own.
 
 It sends what the document allows and what it forbids, a case for every bound and keyword, then random ones;
-all of its checks hold: no 5xx, no undocumented status, type or form, nothing accepted that the document forbids,
-405 with the methods there are. One check is left out, that whatever the document allows is accepted: no schema
-says that `top_logprobs` needs `logprobs`.
+all of its checks hold: no 5xx, no undocumented status, type or form, nothing accepted that the document
+forbids, 405 with the methods there are. One check is left out, that whatever the document allows is accepted:
+no schema says that `top_logprobs` needs `logprobs`.
 """
 
 from __future__ import annotations

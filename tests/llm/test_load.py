@@ -27,7 +27,7 @@ def test_a_folder_is_served_with_its_own_bounds(tiny_folder: Path) -> None:
         model.start()
         text = [
             d.text
-            async for d in model.stream([1, 2], SamplingParams(max_tokens=12, temperature=0.0), chat=False)
+            async for d in model.stream([1, 2], SamplingParams(max_tokens=12, temperature=0.0), strip=False)
         ]
         await model.close()
         return "".join(text)

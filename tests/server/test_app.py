@@ -6,6 +6,8 @@ import asyncio
 import tomllib
 from pathlib import Path
 
+import pytest
+
 from server import __version__
 from server.api.chat import ChatRequest
 from tests.fakes import ScriptedModel
@@ -38,6 +40,22 @@ def test_openapi_describes_the_fields_and_stands_alone() -> None:
 def test_no_page_loads_anything_from_elsewhere() -> None:
     for path in ("/docs", "/redoc", "/"):
         assert call(app_of(), path).status == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("/chat/completions", "did you mean /v1/chat/completions?"),
+        ("/models", "did you mean /v1/models?"),
+        ("/v1/tokenize", "did you mean /tokenize?"),
+        ("/v1/completions/", "did you mean /v1/completions?"),
+        ("/nothing", "GET /openapi.json lists the routes"),
+    ],
+)
+def test_a_path_that_is_nearly_a_route_is_answered_with_it(path: str, hint: str) -> None:
+    answer = call(app_of(), path)
+    assert (answer.status, answer.error["code"]) == (404, "route_not_found")
+    assert answer.error["message"] == f"there is no route '{path}'; {hint}"
 
 
 def test_the_version_is_the_packages() -> None:

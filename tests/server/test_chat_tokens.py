@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -154,6 +155,15 @@ def test_running_usage_counts_up() -> None:
     (answer,) = asked({"max_tokens": 4, "stream": True, "stream_options": options})
     counts = [chunk["usage"]["completion_tokens"] for chunk in answer.chunks]
     assert counts == sorted(counts) and counts[0] == 0 and counts[-1] == 4
+
+
+def test_a_schema_beside_json_object_is_followed() -> None:
+    form: dict[str, Any] = {"type": "json_object", "schema": PICK | {"required": ["é", "b"]}}
+    (answer,) = asked({"response_format": form, "max_tokens": 64})
+    picked = json.loads(answer.json["choices"][0]["message"]["content"])
+    assert picked["é"] in ("漢字", "no") and isinstance(picked["b"], bool)
+    (answer,) = asked({"response_format": form | {"type": "text"}})
+    assert (answer.status, answer.error["param"]) == (400, "response_format.schema")
 
 
 def test_min_tokens_keeps_the_reply_going() -> None:

@@ -38,6 +38,7 @@ def test_unknown_and_unused_fields_are_named_sorted_with_their_path() -> None:
     "fields",
     [
         {"zebra": None},
+        {"grammar": "", "json_schema": {}, "regex": "", "ebnf": "", "use_beam_search": False},
         {"presence_penalty": 0, "frequency_penalty": 0.0, "repetition_penalty": 1, "store": False},
         {"tools": [], "tool_choice": "none", "response_format": {"type": "text"}, "logprobs": False},
         {"tools": None, "logit_bias": {}, "modalities": ["text"], "top_logprobs": 0, "user": "ann"},
@@ -58,6 +59,12 @@ def test_fields_that_ask_for_nothing_are_not_reported(fields: dict[str, Any]) ->
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"audio": {"voice": "alloy"}}, "audio"),
         ({"chat_template": "{{ x }}"}, "chat_template"),
+        ({"use_beam_search": True}, "use_beam_search"),
+        ({"truncate_prompt_tokens": 2}, "truncate_prompt_tokens"),
+        ({"grammar": 'root ::= "a"'}, "grammar"),
+        ({"json_schema": {"type": "object"}}, "json_schema"),
+        ({"regex": "a+"}, "regex"),
+        ({"ebnf": 'root ::= "a"'}, "ebnf"),
         ({"messages": [{"role": "assistant", "function_call": {"name": "f"}}]}, "messages[0].function_call"),
     ],
 )

@@ -114,6 +114,19 @@ def test_a_call_that_was_cut_is_not_complete() -> None:
     assert ended["finish_reason"] == "stop", "the model ended inside a call"
 
 
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "rain"}}])
+@pytest.mark.parametrize("cut", ["<to", "<tool_call>", '<tool_call>{"name": "ra'])
+def test_a_reply_that_must_call_shows_nothing_of_a_call_cut_too_early(choice: Any, cut: str) -> None:
+    first = '<tool_call>{"name": "rain", "arguments": {}}</tool_call>'
+    for script in ([cut], [first, cut]):
+        body = {**TOOLS, "tool_choice": choice, "max_tokens": len(script)}
+        whole = call(scripted(*script, "..."), CHAT, body).json["choices"][0]
+        assert whole["finish_reason"] == "length" and not whole["message"]["content"]
+        assert len(whole["message"].get("tool_calls", [])) == len(script) - 1
+        chunks = call(scripted(*script, "..."), CHAT, {**body, "stream": True}).chunks
+        assert not any(c["choices"][0]["delta"].get("content") for c in chunks)
+
+
 def test_without_tools_a_call_is_text() -> None:
     text = '<tool_call>{"name": "rain", "arguments": {}}</tool_call>'
     for body in (HELLO, {**TOOLS, "tool_choice": "none"}):
