@@ -29,6 +29,7 @@ from llm.hardware import describe, read_bandwidth
 from llm.load import load_text_model
 from llm.runner.eager import EagerRunner
 from llm.sequence import Sequence, TokenEvent
+from llm.text import TextModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,24 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def load(args: argparse.Namespace, threads: int | None = None) -> TextModel:
+    """The model that these options name, with a row for each stream, and the lengths that were not given.
+
+    Raises:
+        CauserieError: it cannot be loaded, or the work does not fit it.
+    """
+    model = load_text_model(
+        open_checkpoint(args.checkpoint),
+        devices=args.device,
+        dtype=args.dtype,
+        threads=threads,
+        max_num_seqs=max(args.streams),
+        max_num_batched_tokens=max(512, *args.streams),
+    )
+    fit_work(args, model.max_model_len)
+    return model
+
+
 def positive(text: str) -> int:
     """A command line's whole number from 1; argparse turns the ValueError into its own message."""
     if (value := int(text)) < 1:
@@ -138,14 +157,7 @@ def main(argv: list[str] | None = None) -> int:
     """Command line entry; exit status 2 for an option or checkpoint that cannot be used."""
     args = parse(argv)
     try:
-        model = load_text_model(
-            open_checkpoint(args.checkpoint),
-            devices=args.device,
-            dtype=args.dtype,
-            max_num_seqs=max(args.streams),
-            max_num_batched_tokens=max(512, *args.streams),
-        )
-        fit_work(args, model.max_model_len)
+        model = load(args)
     except CauserieError as error:
         print(error, file=sys.stderr)
         return 2

@@ -14,12 +14,10 @@ import statistics
 import sys
 from collections import defaultdict
 
-from llm.bench import fit_work, levels, measure, positive
-from llm.checkpoint import open_checkpoint
+from llm.bench import levels, load, measure, positive
 from llm.errors import CauserieError
 from llm.grammar import GrammarSpec
 from llm.hardware import describe, usable_cores
-from llm.load import load_text_model
 
 PERSON = {
     "type": "object",
@@ -56,15 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     """Command line entry; exit status 2 for an option or checkpoint that cannot be used."""
     args = parse(argv)
     try:
-        model = load_text_model(
-            open_checkpoint(args.checkpoint),
-            devices=args.device,
-            dtype=args.dtype,
-            threads=args.threads or max(1, usable_cores() - 1),
-            max_num_seqs=max(args.streams),
-            max_num_batched_tokens=max(512, *args.streams),
-        )
-        fit_work(args, model.max_model_len)
+        model = load(args, args.threads or max(1, usable_cores() - 1))
     except CauserieError as error:
         print(error, file=sys.stderr)
         return 2

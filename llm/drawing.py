@@ -100,4 +100,4 @@ def _pool(hidden: Tensor, batch: Batch) -> Iterator[list[float]]:
     lengths = [chunk.length for chunk in batch.chunks if chunk.sequence.embeds]
     if lengths:
         for part in torch.split(hidden, lengths):
-            yield part.to("cpu", torch.float64).sum(0).tolist()
+            yield part.cpu().double().sum(0).tolist()

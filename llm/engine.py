@@ -126,7 +126,7 @@ class Engine:
         return EngineStats(
             device=self.device,
             num_running=len(self.scheduler.running),
-            num_waiting=len(self.scheduler.waiting) + self._inbox.qsize(),
+            num_waiting=self.scheduler.num_waiting + self._inbox.qsize(),
             num_free_blocks=self.scheduler.blocks.num_free,
             num_blocks=self.scheduler.blocks.num_blocks,
             num_steps=self.num_steps,

@@ -177,7 +177,7 @@ class Scheduler:
                     sequence.id,
                     token,
                     reason := self._reason_to_stop(sequence, token, accepted),
-                    is_text=token not in sequence.params.stop_token_ids and accepted is not Accepted.END,
+                    is_text=not _is_end(sequence, token, accepted),
                     logprob=drawn.logprobs[i] if drawn.logprobs else None,
                     at=now,
                     batch_size=size,
@@ -220,6 +220,12 @@ class Scheduler:
         for sequence in (*self.running, *self.waiting):
             yield sequence
             yield from sequence.forks
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that do not run yet, forks included; may be read from any thread."""
+        queued = sum(1 + len(sequence.forks) for sequence in list(self.waiting))
+        return queued + sum(len(sequence.forks) for sequence in list(self.running))
 
     def check_integrity(self) -> None:
         """Blocks, statuses and progress agree; called by tests after every scenario."""
@@ -322,7 +328,7 @@ class Scheduler:
     def _reason_to_stop(
         self, sequence: Sequence, token: int, accepted: Accepted | None
     ) -> FinishReason | None:
-        if accepted in (Accepted.COMPLETE, Accepted.END) or token in sequence.params.stop_token_ids:
+        if accepted is Accepted.COMPLETE or _is_end(sequence, token, accepted):
             return FinishReason.STOP
         if len(sequence.output) >= sequence.params.max_tokens or len(sequence) >= self.config.max_model_len:
             return FinishReason.LENGTH
@@ -341,20 +347,30 @@ class Scheduler:
             sequence.leader.forks.remove(sequence)
             sequence.leader = None
         else:
-            (self.running if sequence.status is Status.RUNNING else self.waiting).remove(sequence)
             self._free_forks(sequence)
+            (self.running if sequence.status is Status.RUNNING else self.waiting).remove(sequence)
         self._release(sequence)
         sequence.status = Status.FINISHED
 
     def _free_forks(self, leader: Sequence) -> None:
-        """Forks whose leader goes before the prompt is computed: the first of them leads now."""
+        """Forks whose leader goes before the prompt is computed: the first of them leads now, in its place in
+        the queue, or at the head when it had started.
+        """
         if not leader.forks:
             return
         first, *others = leader.forks
         leader.forks, first.leader, first.forks = [], None, others
         for fork in others:
             fork.leader = first
-        self._enqueue(first, first=True)
+        if leader.status is Status.WAITING:
+            self.waiting.insert(self.waiting.index(leader), first)
+        else:
+            self._enqueue(first, first=True)
+
+
+def _is_end(sequence: Sequence, token: int, accepted: Accepted | None) -> bool:
+    """Whether a token ends the reply and is no text. Where a grammar has a stop id as text, it is text."""
+    return token in sequence.params.stop_token_ids if accepted is None else accepted is Accepted.END
 
 
 def _waits_behind(waiting: int, priority: int, first: bool) -> bool:

@@ -120,7 +120,7 @@ class Sequence:
         forks: other replies to the same prompt; they start from this one's keys and values.
         leader: whose fork this is, until it starts.
         num_computed: leading tokens whose keys and values are in the cache.
-        num_scored: prompt tokens whose log probabilities, or hidden states, have been handed out.
+        num_scored: leading prompt positions whose log probabilities have been handed out.
         block_ids: KV blocks held, in order; block i holds tokens [i·P, (i+1)·P).
         num_preemptions: how often the blocks were taken away again.
         submitted_at, started_at: when it was made and first scheduled, in seconds of time.monotonic().

@@ -119,6 +119,7 @@ class TextModel:
         strip: bool = True,
         with_tokens: bool = False,
         grammar: Grammar | None = None,
+        template_ends: bool = True,
         calls: bool = False,
         priority: int = 0,
     ) -> AsyncGenerator[TextDelta, None]:
@@ -130,7 +131,8 @@ class TextModel:
             n: replies wanted.
             strip: drop a reply's leading whitespace, as chat does.
             with_tokens: hand out tokens beside the text.
-            grammar: what every reply follows; the template's own stop, if it is one token, may end it.
+            grammar: what every reply follows.
+            template_ends: where the grammar may end, a stop of the template that is one token ends it too.
             calls: the text may hold tool calls.
             priority: lower numbers leave the queue first.
 
@@ -139,16 +141,8 @@ class TextModel:
             EngineStopped: the server is stopping.
         """
         assert 0 < len(prompt) < self.max_model_len, len(prompt)  # here it fails one request, not an engine
-        ends = params.stop_token_ids | self._template_ends
-        sequences = [
-            TokenSequence(
-                prompt,
-                params if i == 0 else replace(params, choice=i, prompt_logprobs=None),
-                matcher=None if grammar is None else grammar.matcher(ends),
-                priority=priority,
-            )
-            for i in range(n)
-        ]
+        ends = params.stop_token_ids | (self._template_ends if template_ends else frozenset())
+        sequences = [_sequence(prompt, params, i, grammar, ends, priority) for i in range(n)]
         tokenizer = self.call_tokenizer if calls else self.tokenizer
         choices = {
             sequence.id: Choice(sequence, tokenizer, strip=strip, with_tokens=with_tokens)
@@ -204,7 +198,7 @@ class TextModel:
             engine.submit(leader)
             yield engine, mailbox
         finally:
-            for sequence in sequences:
+            for sequence in reversed(sequences):  # a leader last, or a fork takes its place for a step
                 del self._mailboxes[sequence.id]
                 if sequence.status is not Status.FINISHED:
                     engine.abort(sequence)
@@ -238,3 +232,20 @@ def _single_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> frozenset[int]
     """Ids of those texts that are one token."""
     encoded = [tokenizer.encode(text, continued=True) for text in texts]
     return frozenset(ids[0] for ids in encoded if len(ids) == 1)
+
+
+def _sequence(
+    prompt: list[int],
+    params: SamplingParams,
+    choice: int,
+    grammar: Grammar | None,
+    ends: frozenset[int],
+    priority: int,
+) -> TokenSequence:
+    """One of a request's choices; the prompt is scored with the first alone."""
+    return TokenSequence(
+        prompt,
+        params if choice == 0 else replace(params, choice=choice, prompt_logprobs=None),
+        matcher=None if grammar is None else grammar.matcher(ends, params.min_tokens),
+        priority=priority,
+    )

@@ -154,6 +154,7 @@ class ScriptedModel:
         strip: bool = True,
         with_tokens: bool = False,
         grammar: Grammar | None = None,
+        template_ends: bool = True,
         calls: bool = False,
         priority: int = 0,
     ) -> AsyncGenerator[TextDelta, None]:

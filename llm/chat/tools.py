@@ -22,6 +22,7 @@ from typing import Literal, NoReturn, Protocol
 from llm.chat.message import ToolCall
 from llm.chat.tool_calls import CALL, END_OF_CALL, PYTHON_TAG, HermesParser, Llama3Parser, ToolCallParser
 from llm.errors import RequestError
+from llm.tokenizer.added import replace_surrogates
 
 MAX_ARGUMENT_DEPTH = 48
 RESPONSE = "<tool_response>"
@@ -71,6 +72,10 @@ class ToolFormat(Protocol):
         """Texts of the format that are control tokens in some vocabularies; a parser has to see the text."""
 
     @property
+    def opening(self) -> str:
+        """How a call begins."""
+
+    @property
     def between(self) -> str:
         """What stands between two calls of a turn."""
 
@@ -112,6 +117,7 @@ class Hermes:
     def __init__(self, *, line: bool = False) -> None:
         self.name = "plain" if line else "hermes"
         self.markers = (CALL, END_OF_CALL)
+        self.opening = CALL
         self.between = " " if line else "\n"
         self._break = "" if line else "\n"
         self._line = line
@@ -160,6 +166,7 @@ class Llama3:
 
     name = "llama3"
     markers = (PYTHON_TAG,)
+    opening = "{"
     between = "; "
 
     def instructions(self, tools: Sequence[Tool]) -> str:
@@ -209,7 +216,7 @@ def or_content(calls: str, schema: Mapping[str, object]) -> str:
 
 
 def read_arguments(call: ToolCall, where: str = "messages") -> dict[str, object]:
-    """A call's arguments, read.
+    """A call's arguments, read; half of a surrogate pair becomes U+FFFD, as in a prompt.
 
     Args:
         where: JSON path of the field, for the message.
@@ -218,7 +225,9 @@ def read_arguments(call: ToolCall, where: str = "messages") -> dict[str, object]
         RequestError: not the JSON text of an object, or one nested too deeply.
     """
     try:
-        value = json.loads(call.arguments or "{}", parse_constant=_refuse_number, parse_float=_finite)
+        value = _read(call.arguments or "{}")
+        if "\\u" in call.arguments:  # half of a surrogate pair is no text, but models write it
+            value = _read(replace_surrogates(json.dumps(value, ensure_ascii=False)))
         depth = _depth(value)
     except (ValueError, RecursionError):
         value, depth = None, 0
@@ -227,6 +236,10 @@ def read_arguments(call: ToolCall, where: str = "messages") -> dict[str, object]
     if depth > MAX_ARGUMENT_DEPTH:
         raise RequestError(f"{where} is nested more than {MAX_ARGUMENT_DEPTH} deep", param=where)
     return value
+
+
+def _read(text: str) -> object:
+    return json.loads(text, parse_constant=_refuse_number, parse_float=_finite)
 
 
 def _refuse_number(text: str) -> NoReturn:

@@ -68,13 +68,14 @@ class Grammar:
     def __init__(self, start: LLMatcher, vocab_size: int) -> None:
         self._start, self._vocab_size = start, vocab_size
 
-    def matcher(self, ends: frozenset[int] = frozenset()) -> Matcher:
+    def matcher(self, ends: frozenset[int] = frozenset(), min_tokens: int = 0) -> Matcher:
         """A fresh state before the first token.
 
         Args:
             ends: ids that end a reply, allowed wherever the grammar may end.
+            min_tokens: before that many, an end may come only where no text may.
         """
-        return Matcher(self._start.deep_copy(), self._vocab_size, ends)
+        return Matcher(self._start.deep_copy(), self._vocab_size, ends, min_tokens)
 
     def why_stuck(self) -> str | None:
         """Why no text can begin: it allows none, or its lexer has met the limit. None when some can."""

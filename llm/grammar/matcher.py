@@ -42,12 +42,13 @@ class Matcher:
         state: llguidance's own.
         vocab_size: ids the tokenizer knows; the phantom id behind them is the end.
         ends: ids that end the reply where the grammar may end.
+        min_tokens: tokens before an end may come where text may come too.
     """
 
-    __slots__ = ("_ends", "_error", "vocab_size", "state")
+    __slots__ = ("_ends", "_error", "_num_early", "vocab_size", "state")
 
-    def __init__(self, state: LLMatcher, vocab_size: int, ends: frozenset[int]) -> None:
-        self.state, self.vocab_size, self._error = state, vocab_size, ""
+    def __init__(self, state: LLMatcher, vocab_size: int, ends: frozenset[int], min_tokens: int = 0) -> None:
+        self.state, self.vocab_size, self._error, self._num_early = state, vocab_size, "", min_tokens
         self._ends = frozenset(token for token in ends if 0 <= token < vocab_size)
 
     @property
@@ -66,6 +67,7 @@ class Matcher:
             return Accepted.END if self.state.is_accepting() else self._refuse(token)
         if self.state.is_stopped() or not self.state.consume_token(token):
             return self._refuse(token)
+        self._num_early -= 1
         return Accepted.COMPLETE if self.state.is_stopped() else Accepted.GOES_ON
 
     def _refuse(self, token: int) -> Accepted:
@@ -83,6 +85,8 @@ class Matcher:
         if self.error is not None:
             octets[:] = 0
         elif octets[self.vocab_size >> 3] >> (self.vocab_size & 7) & 1:
+            if self._num_early > 0 and _bits(octets)[: self.vocab_size].any():
+                return
             for token in self._ends:
                 octets[token >> 3] |= 1 << (token & 7)
 

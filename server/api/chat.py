@@ -20,14 +20,15 @@ from server.api.chat_delta import chat_deltas
 from server.api.chat_reply import complete
 from server.api.chat_stream import chunks
 from server.api.conversation import (
+    MAX_CALLS,
     UNBUILT_MESSAGE,
     RenderingFields,
     build_prompt,
     to_messages,
     to_rendering,
 )
-from server.api.fields import Neutral, Schema, describe, ignored, parse, refuse_unbuilt, report
-from server.api.reply import ReplyHead, Wanted
+from server.api.fields import Neutral, describe, ignored, parse, refuse_unbuilt, report
+from server.api.reply import ReplyHead, StreamFields, StreamOptions, Wanted, check_stream
 from server.api.sampling import (
     MAX_TOP_LOGPROBS,
     SamplingFields,
@@ -48,19 +49,10 @@ from server.sse import finish_unless_gone, open_stream
 router = APIRouter()
 
 
-class StreamOptions(Schema):
-    """Only with stream."""
-
-    include_usage: bool | None = None
-    continuous_usage_stats: bool | None = None
-
-
-class ChatRequest(RenderingFields, ToolFields, StructuredFields, SamplingFields):
+class ChatRequest(RenderingFields, ToolFields, StructuredFields, SamplingFields, StreamFields):
     """What is honoured."""
 
     model: str | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
     max_completion_tokens: TokenLimit = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
@@ -93,6 +85,7 @@ IGNORED: Neutral = {
     "messages[].audio": (),
     "messages[].annotations": ([],),
     "messages[].reasoning_content": (),
+    "messages[].tool_calls[].index": tuple(range(MAX_CALLS)),
 }
 """Known fields that change nothing here: reported unless neutral, like every unknown field."""
 
@@ -120,7 +113,8 @@ async def chat_completions(request: Request) -> Response:
     check_scores("prompt_logprobs", len(prompt.ids), asked.prompt_logprobs)
     room = model.check_room(len(prompt.ids), limit)
     num_top = (asked.top_logprobs or 0) if asked.logprobs else None
-    drawing = to_drawing(asked, model, room, template_stops=form is None or bool(use.tools), logprobs=num_top)
+    has_form = form is not None and not use.tools  # then it says of every character what it is
+    drawing = to_drawing(asked, model, room, template_stops=not has_form, logprobs=num_top)
     grammars = model.call_grammars if use.tools else model.grammars
     grammar = await compile_grammar(grammars, use.spec(model.template, form))
     headers |= drawing.headers | prompt.headers
@@ -129,15 +123,16 @@ async def chat_completions(request: Request) -> Response:
         prompt.ids,
         drawing.params,
         drawing.num_choices,
-        strip=not rendering.continue_final,
+        strip=not (rendering.continue_final or has_form),
         with_tokens=wanted.tokens,
         grammar=grammar,
+        template_ends=not asked.ignore_eos,
         calls=bool(use.tools),
         priority=asked.priority or 0,
     )
-    parser = model.template.tool_format.parser if use.tools else None
+    calls = model.template.tool_format if use.tools else None
     only_calls = bool(use.tools) and use.choice != "auto"
-    deltas = chat_deltas(texts, drawing.num_choices, parser, only_calls=only_calls)
+    deltas = chat_deltas(texts, drawing.num_choices, calls, only_calls=only_calls)
     head = ReplyHead.of(model)
     if not asked.stream:
         scored = asked.prompt_logprobs is not None
@@ -155,12 +150,9 @@ async def chat_completions(request: Request) -> Response:
 def _check_fields(asked: ChatRequest, settings: Settings) -> dict[str, str]:
     """Refuse what is not built or contradicts itself, and report what is ignored."""
     refuse_unbuilt(asked, UNBUILT)
-    if asked.stream_options is not None and not asked.stream:
-        raise invalid("stream_options is only for requests with stream: true", "stream_options")
+    check_stream(asked, asked.prompt_logprobs)
     if asked.top_logprobs and not asked.logprobs:
         raise invalid("top_logprobs is only for requests with logprobs: true", "top_logprobs")
-    if asked.prompt_logprobs is not None and asked.stream:
-        raise invalid("prompt_logprobs is only for requests without stream", "prompt_logprobs")
     neutral = {**UNBUILT, **{f"messages[].{name}": v for name, v in UNBUILT_MESSAGE.items()}, **IGNORED}
     return report(ignored(asked, neutral), strict=settings.strict)
 

@@ -6,11 +6,12 @@ Refuses to know JSON and frames.
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from llm.chat.tool_calls import ContentDelta, Delta, ToolCallParser
+from llm.chat.tool_calls import ContentDelta, Delta
+from llm.chat.tools import ToolFormat
 from llm.choice import TextDelta
 from llm.sequence import FinishReason
 
@@ -46,7 +47,7 @@ class ChatDelta:
 async def chat_deltas(
     deltas: AsyncGenerator[TextDelta, None],
     n: int,
-    make_parser: Callable[[], ToolCallParser] | None,
+    form: ToolFormat | None,
     *,
     only_calls: bool = False,
 ) -> AsyncGenerator[ChatDelta, None]:
@@ -54,10 +55,10 @@ async def chat_deltas(
 
     Args:
         n: choices.
-        make_parser: for requests with tools; without one, text is content.
+        form: of calls, for requests with tools; without one, text is content.
         only_calls: the reply has to call, so text outside of calls is the beginning of one that was cut.
     """
-    readers = [_Reader(make_parser(), only_calls) if make_parser is not None else None for _ in range(n)]
+    readers = [_Reader(form, only_calls) if form is not None else None for _ in range(n)]
     async with aclosing(deltas):
         async for delta in deltas:
             reader = readers[delta.choice]
@@ -72,18 +73,31 @@ async def chat_deltas(
 class _Reader:
     """One choice's parser."""
 
-    def __init__(self, parser: ToolCallParser, only_calls: bool) -> None:
-        self._parser = parser
+    def __init__(self, form: ToolFormat, only_calls: bool) -> None:
+        self._parser = form.parser()
+        self._opening = form.opening
         self._only_calls = only_calls
 
     def read(self, delta: TextDelta) -> ChatDelta:
         parts = self._parser.feed(delta.text)
         if delta.finish is not None:
-            parts += self._parser.flush()
+            rest = self._parser.flush()
+            parts += self._uncut(rest) if delta.finish is FinishReason.LENGTH else rest
         texts = (part.text for part in parts if isinstance(part, ContentDelta))
         content = "" if self._only_calls else "".join(texts)
         calls = tuple(call for part in parts if (call := _call(part)) is not None)
         return ChatDelta(delta, content, calls, self._finish(delta.finish))
+
+    def _uncut(self, rest: list[Delta]) -> list[Delta]:
+        """The end of a reply that was cut, without a call that had begun: that is no content, since the
+        grammar lets nothing begin like a call that is none.
+        """
+        return [
+            ContentDelta(part.text.partition(self._opening)[0].rstrip())
+            if isinstance(part, ContentDelta) and self._opening in part.text
+            else part
+            for part in rest
+        ]
 
     def _finish(self, reason: FinishReason | None) -> str | None:
         """tool_calls only when every call of the reply is complete, whatever ended it."""

@@ -24,9 +24,9 @@ from llm.errors import ContextLengthExceeded
 from llm.text import TextModel
 from server.api.completion_pieces import Shown, merge
 from server.api.completion_stream import Completions, Report, chunks, complete
-from server.api.fields import Neutral, Schema, describe, ignored, parse, refuse_unbuilt, report
+from server.api.fields import Neutral, describe, ignored, parse, refuse_unbuilt, report
 from server.api.inputs import Input, each, to_ids
-from server.api.reply import ReplyHead
+from server.api.reply import ReplyHead, StreamFields, StreamOptions, check_stream
 from server.api.sampling import (
     MAX_TOKENS,
     MAX_TOP_LOGPROBS,
@@ -49,14 +49,7 @@ DEFAULT_MAX_TOKENS = 16
 router = APIRouter()
 
 
-class StreamOptions(Schema):
-    """Only with stream."""
-
-    include_usage: bool | None = None
-    continuous_usage_stats: bool | None = None
-
-
-class CompletionRequest(StructuredFields, SamplingFields):
+class CompletionRequest(StructuredFields, SamplingFields, StreamFields):
     """What is honoured."""
 
     prompt: Input
@@ -65,8 +58,6 @@ class CompletionRequest(StructuredFields, SamplingFields):
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     add_special_tokens: bool | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
 
 
 UNBUILT: Neutral = {
@@ -115,6 +106,7 @@ async def completions(request: Request) -> Response:
             strip=False,
             with_tokens=shown.num_top is not None or shown.token_ids or plan.per_token,
             grammar=grammar,
+            template_ends=False,
             priority=asked.priority or 0,
         )
         for (_, ids), params in zip(named, drawn, strict=True)
@@ -139,10 +131,7 @@ def _check_fields(asked: CompletionRequest, settings: Settings) -> dict[str, str
     """Refuse what is not built or contradicts itself, and report what is ignored."""
     unbuilt = {**UNBUILT, "best_of": (1 if asked.n is None else asked.n,)}
     refuse_unbuilt(asked, unbuilt)
-    if asked.stream_options is not None and not asked.stream:
-        raise invalid("stream_options is only for requests with stream: true", "stream_options")
-    if asked.prompt_logprobs is not None and asked.stream:
-        raise invalid("prompt_logprobs is only for requests without stream", "prompt_logprobs")
+    check_stream(asked, asked.prompt_logprobs)
     if asked.max_tokens == 0 and not asked.echo:
         raise invalid("max_tokens must be at least 1 without echo: true, got 0", "max_tokens")
     return report(ignored(asked, {**unbuilt, **IGNORED}), strict=settings.strict)

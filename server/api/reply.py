@@ -1,4 +1,4 @@
-"""What every form of a reply shares: its head, its usage, and what the request wants to see of it."""
+"""What all forms of a reply share: head, usage, how it travels, and what the request wants to see of it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,34 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llm.text import TextModel
+from server.api.fields import Schema
+from server.errors import invalid
+
+
+class StreamOptions(Schema):
+    """Only with stream."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class StreamFields(Schema):
+    """What every generating endpoint takes."""
+
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+
+def check_stream(asked: StreamFields, prompt_logprobs: int | None) -> None:
+    """Refuse what contradicts `stream`.
+
+    Raises:
+        ApiError: names the field.
+    """
+    if asked.stream_options is not None and not asked.stream:
+        raise invalid("stream_options is only for requests with stream: true", "stream_options")
+    if prompt_logprobs is not None and asked.stream:
+        raise invalid("prompt_logprobs is only for requests without stream", "prompt_logprobs")
 
 
 @dataclass(frozen=True, slots=True)

@@ -178,6 +178,9 @@ def to_drawing(
     if min_tokens > max_tokens:
         message = f"min_tokens must be at most {max_tokens}, the tokens this reply may have, got {min_tokens}"
         raise invalid(message, "min_tokens")
+    if min_tokens and len(stop_ids | ends) >= vocab_size:
+        message = "min_tokens needs a token that does not end the reply; stop_token_ids are all there are"
+        raise invalid(message, "min_tokens")
     until_asked = bool(fields.ignore_eos)  # neither the model's end nor the template's stops end the reply
     own_stops = defaults.stop if template_stops and not until_asked else ()
     params = SamplingParams(

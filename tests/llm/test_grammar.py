@@ -202,6 +202,17 @@ def test_an_end_is_allowed_where_the_grammar_may_end_and_only_there() -> None:
     assert early.accept(END) is Accepted.REFUSED and early.error == "token 256 is not allowed here"
 
 
+def test_an_end_waits_for_the_least_number_of_tokens_unless_nothing_else_may_come() -> None:
+    letters = set(b"abcdefghijklmnopqrstuvwxyz")
+    matcher = compiled("regex", "[a-z]*").matcher(frozenset({END}), min_tokens=2)
+    for token in b"xy":
+        assert allowed(matcher) == letters
+        assert matcher.accept(token) is Accepted.GOES_ON
+    assert allowed(matcher) == letters | {END}
+    short = compiled("choice", ["no"]).matcher(frozenset({END}), min_tokens=9)
+    assert walk(short, "no") is Accepted.COMPLETE
+
+
 def test_without_ends_only_text_is_allowed() -> None:
     matcher = compiled("regex", "ab*").matcher()
     walk(matcher, "ab")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from llm.config import EngineConfig, SamplingParams
 from llm.scheduler import Drawn, Scheduler
-from llm.sequence import FinishReason, Sequence, TokenEvent
+from llm.sequence import Accepted, FinishReason, Sequence, TokenEvent
 
 
 def make(num_prompt: int, max_tokens: int = 4, **params: object) -> Sequence:
@@ -158,3 +158,41 @@ def test_a_block_is_taken_when_its_first_token_is_computed_and_not_before() -> N
         turn(scheduler)
         held.append(len(sequence.block_ids))
     assert held == [1, 2, 2, 2, 2, 3, 3, 3, 0]
+
+
+def test_the_first_fork_of_a_leader_that_leaves_the_queue_takes_its_place() -> None:
+    scheduler = Scheduler(config(max_num_seqs=2))
+    before, leader, after = make(2), make(2), make(2)
+    fork = make(2)
+    leader.forks, fork.leader = [fork], leader
+    for sequence in (before, leader, after):
+        scheduler.add(sequence)
+    scheduler.abort(leader)
+    assert list(scheduler.waiting) == [before, fork, after]
+    scheduler.check_integrity()
+
+
+def test_a_stop_id_that_a_grammar_has_as_text_is_text() -> None:
+    scheduler = Scheduler(config())
+    sequence = make(2, stop_token_ids=frozenset([7]))
+    scheduler.add(sequence)
+    for accepted, finish in ((Accepted.GOES_ON, None), (Accepted.END, FinishReason.STOP)):
+        batch = scheduler.schedule()
+        assert batch is not None
+        (event,) = scheduler.commit(batch, Drawn([7], accepted=[accepted]))
+        assert (event.finish, event.is_text) == (finish, finish is None)
+    scheduler.check_integrity()
+
+
+def test_forks_that_have_not_started_count_as_waiting() -> None:
+    scheduler = Scheduler(config(max_num_batched_tokens=4))
+    leader = make(6)
+    leader.forks = [make(6), make(6)]
+    for fork in leader.forks:
+        fork.leader = leader
+    scheduler.add(leader)
+    assert scheduler.num_waiting == 3
+    turn(scheduler)
+    assert (len(scheduler.running), scheduler.num_waiting) == (1, 2)
+    turn(scheduler)
+    assert (len(scheduler.running), scheduler.num_waiting) == (3, 0)

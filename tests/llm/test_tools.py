@@ -150,6 +150,12 @@ def test_arguments_nested_too_deeply_are_refused() -> None:
     assert read_arguments(ToolCall("id", "f", "")) == {}
 
 
+def test_half_of_a_surrogate_pair_in_arguments_is_replaced_and_a_whole_pair_is_kept() -> None:
+    call = ToolCall("id", "f", '{"a": ["\\ud800", {"\\udc00": "\\ud83d\\ude00"}]}')
+    assert read_arguments(call) == {"a": ["\ufffd", {"\ufffd": "\U0001f600"}]}
+    assert "\ufffd" in HERMES.write_call(call).encode().decode()
+
+
 # Grammars.
 
 ONE = '{"name": "weather", "KEY": {"place": "Oslo"}}'

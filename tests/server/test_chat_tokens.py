@@ -166,6 +166,14 @@ def test_a_schema_beside_json_object_is_followed() -> None:
     assert (answer.status, answer.error["param"]) == (400, "response_format.schema")
 
 
+@pytest.mark.parametrize("form", [{"guided_choice": [" yes"]}, {"guided_regex": " yes"}])
+@pytest.mark.parametrize("tools", [{}, {"tools": [TOOL], "tool_choice": "none"}])
+def test_white_space_that_a_form_asks_for_is_not_dropped(form: dict[str, Any], tools: dict[str, Any]) -> None:
+    whole, streamed = asked({**form, **tools}, {**form, **tools, "stream": True})
+    assert whole.json["choices"][0]["message"]["content"] == " yes"
+    assert joined(streamed, 1)[0]["content"] == " yes"
+
+
 def test_min_tokens_keeps_the_reply_going() -> None:
     every_id = {"stop_token_ids": list(range(0, 257, 5)), "seed": 1, "max_tokens": 30}
     short, long = asked(every_id, {**every_id, "min_tokens": 20})

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from llm.config import GenerationDefaults
+from llm.tokenizer.chars import CharTokenizer
 from server.api.sampling import limit_tokens
 from tests.fakes import ScriptedModel
 from tests.server.wire import CHAT, HELLO, app_of, call
@@ -170,3 +171,13 @@ def test_out_of_range_is_refused_by_name(field: str, value: object, path: str) -
     assert (answer.status, answer.error["param"]) == (400, path)
     assert answer.error["code"] in ("invalid_value", "invalid_type")
     assert path in answer.error["message"]
+
+
+def test_min_tokens_needs_a_token_that_does_not_end_the_reply() -> None:
+    """A character model has so few ids that stop_token_ids can name them all."""
+    model = ScriptedModel()
+    model.tokenizer = CharTokenizer("".join(sorted({*"User: hello\nAssistant:"})))  # type: ignore[assignment]
+    every = {"stop_token_ids": list(range(model.tokenizer.vocab_size))}
+    assert call(app_of(model), CHAT, {**HELLO, **every}).status == 200
+    answer = call(app_of(model), CHAT, {**HELLO, **every, "min_tokens": 1})
+    assert (answer.status, answer.error["param"]) == (400, "min_tokens")

@@ -127,6 +127,18 @@ def test_a_reply_that_must_call_shows_nothing_of_a_call_cut_too_early(choice: An
         assert not any(c["choices"][0]["delta"].get("content") for c in chunks)
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_call_that_was_cut_before_its_arguments_is_no_content(stream: bool) -> None:
+    script = ["Hi ", '<tool_call>{"name": "ra', "in"]
+    answer = call(scripted(*script), CHAT, {**TOOLS, "max_tokens": 2, "stream": stream})
+    if stream:
+        content = "".join(c["choices"][0]["delta"].get("content", "") for c in answer.chunks)
+        assert answer.chunks[-1]["choices"][0]["finish_reason"] == "length"
+    else:
+        content = answer.json["choices"][0]["message"]["content"]
+    assert content == "Hi"
+
+
 def test_without_tools_a_call_is_text() -> None:
     text = '<tool_call>{"name": "rain", "arguments": {}}</tool_call>'
     for body in (HELLO, {**TOOLS, "tool_choice": "none"}):
