@@ -20,11 +20,6 @@ from llm.errors import RequestError
 CONTINUE = "continue_final_message"
 
 
-def uses_tools(messages: Sequence[Message]) -> bool:
-    """Whether there are calls or results."""
-    return any(message.tool_calls or message.role == "tool" for message in messages)
-
-
 def check_calls(messages: Sequence[Message]) -> None:
     """Refuse calls that cannot be written.
 

@@ -1,13 +1,13 @@
 """Structured output: a JSON schema, a regex, a choice or a grammar says which tokens may come next.
 
-`Grammars` compiles what a request asks for, once, and keeps it; each reply walks its own `Matcher`; `forbid`
-writes -inf over the logits of every token that would leave the grammar. On `llguidance`, whose masks are
-exact: a token is allowed if and only if its bytes can go on. Whatever cannot be enforced is refused by name,
-never ignored. Refuses to know HTTP, models and how tokens are drawn.
+`Grammars` compiles what a request asks for, once, and keeps it; each reply walks its own `Matcher`; what
+`next_masks` adds to logits is -inf for every token that would leave the grammar. On `llguidance`, whose masks
+are exact: a token is allowed if and only if its bytes can go on. Whatever cannot be enforced is refused by
+name, never ignored. Refuses to know HTTP, models and how tokens are drawn.
 
     >>> grammars = Grammars(tokenizer, tokenizer.vocab_size)
     >>> matcher = grammars.compile(GrammarSpec("choice", '["yes", "no"]')).matcher(ends=frozenset({50256}))
-    >>> forbid(logits, [matcher]); matcher.accept(int(logits.argmax()))
+    >>> matcher.accept(int((logits + next_masks([matcher], logits.device)[:, : logits.shape[1]]).argmax()))
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from llm.errors import CauserieError, RequestError
 from llm.grammar.lark import GRAMMAR_LIMITS, LIMITS, program
-from llm.grammar.matcher import Matcher, forbid, next_masks, one_line
+from llm.grammar.matcher import Matcher, next_masks, one_line
 from llm.grammar.schema import check_schema
 from llm.grammar.vocabulary import Vocabulary, load_vocabulary
 
@@ -35,7 +35,6 @@ __all__ = [
     "Matcher",
     "Vocabulary",
     "check_schema",
-    "forbid",
     "next_masks",
 ]
 

@@ -1,9 +1,9 @@
-"""The state of one reply within its grammar, and `forbid`: -inf for every token that may not come next.
+"""The state of one reply within its grammar, and masks: -inf for every token that may not come next.
 
 A matcher lives in host memory and depends on the accepted tokens alone, so a preempted sequence keeps its
 own. Its slow twin asks llguidance token by token (tests). Refuses to know requests, schemas and text.
 
-    >>> forbid(logits, [matcher])
+    >>> logits += next_masks([matcher], logits.device)[:, : logits.shape[1]]
     >>> matcher.accept(token)
     <Accepted.GOES_ON: 'goes on'>
 """
@@ -111,25 +111,6 @@ def next_masks(matchers: Sequence[Matcher], device: torch.device) -> Tensor:
     for matcher, row_octets in zip(matchers, octets, strict=True):
         matcher.close(row_octets)
     return expand(octets, device)
-
-
-@torch.inference_mode()
-def forbid(logits: Tensor, matchers: Sequence[Matcher | None]) -> None:
-    """Write -inf over what may not come next.
-
-    Args:
-        logits: (R, V), changed in place; V may exceed the vocabulary (padding), which is never allowed.
-        matchers: one for each row, of one vocabulary; None leaves its row as it is.
-    """
-    assert len(logits) == len(matchers)
-    rows = [row for row, matcher in enumerate(matchers) if matcher is not None]
-    asking = [matcher for matcher in matchers if matcher is not None]
-    if not asking:
-        return
-    num_ids = min(asking[0].vocab_size, logits.shape[-1])
-    for row, mask in zip(rows, next_masks(asking, logits.device), strict=True):
-        logits[row, :num_ids].add_(mask[:num_ids])
-        logits[row, num_ids:] = -torch.inf
 
 
 def expand(octets: NDArray[np.uint8], device: torch.device) -> Tensor:

@@ -16,6 +16,8 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from llm.grammar import Grammar, GrammarSpec
+from llm.text import TextModel
 from server.api.chat_delta import chat_deltas
 from server.api.chat_reply import complete
 from server.api.chat_stream import chunks
@@ -39,7 +41,7 @@ from server.api.sampling import (
 )
 from server.api.shapes import ChatChunk, ChatCompletion, ok_or_stream
 from server.api.structured import UNBUILT_FORMS, StructuredFields, compile_grammar, grammar_spec
-from server.api.tools import ToolFields, to_tool_use
+from server.api.tools import ToolFields, ToolUse, to_tool_use
 from server.body import read_object
 from server.errors import invalid
 from server.registry import registry_of
@@ -115,8 +117,7 @@ async def chat_completions(request: Request) -> Response:
     num_top = (asked.top_logprobs or 0) if asked.logprobs else None
     has_form = form is not None and not use.tools  # then it says of every character what it is
     drawing = to_drawing(asked, model, room, template_stops=not has_form, logprobs=num_top)
-    grammars = model.call_grammars if use.tools else model.grammars
-    grammar = await compile_grammar(grammars, use.spec(model.template, form))
+    grammar = await _grammar(model, form, use)
     headers |= drawing.headers | prompt.headers
     wanted = _wanted(asked, prompt.ids, drawing.num_choices, num_top)
     texts = model.stream(
@@ -155,6 +156,13 @@ def _check_fields(asked: ChatRequest, settings: Settings) -> dict[str, str]:
         raise invalid("top_logprobs is only for requests with logprobs: true", "top_logprobs")
     neutral = {**UNBUILT, **{f"messages[].{name}": v for name, v in UNBUILT_MESSAGE.items()}, **IGNORED}
     return report(ignored(asked, neutral), strict=settings.strict)
+
+
+async def _grammar(model: TextModel, form: GrammarSpec | None, use: ToolUse) -> Grammar | None:
+    """What replies follow: calls, and beside them or alone the form of their content."""
+    if use.tools:
+        return await compile_grammar(model.call_grammars, lambda: use.spec(model.template, form), "tools")
+    return None if form is None else await compile_grammar(model.grammars, lambda: form, form.param)
 
 
 def _wanted(asked: ChatRequest, prompt: list[int], num_choices: int, num_top: int | None) -> Wanted:

@@ -96,7 +96,7 @@ async def completions(request: Request) -> Response:
     check_scores("prompt_logprobs", num_tokens, asked.prompt_logprobs)
     check_scores("logprobs", num_tokens, asked.logprobs if asked.echo else None)
     drawn = [_params(model, asked, len(ids), path, settings) for path, ids in named]
-    grammar = await compile_grammar(model.grammars, form)
+    grammar = None if form is None else await compile_grammar(model.grammars, lambda: form, form.param)
     shown, plan = _shown(asked, drawn[0] if form is None else None), _report(asked)
     streams = [
         model.stream(

@@ -89,8 +89,8 @@ class ToolUse:
     choice: Choice = "auto"
     parallel: bool | None = None
 
-    def spec(self, template: ChatTemplate, form: GrammarSpec | None = None) -> GrammarSpec | None:
-        """The grammar of replies in this template's format.
+    def spec(self, template: ChatTemplate, form: GrammarSpec | None = None) -> GrammarSpec:
+        """The grammar of replies in this template's format, of a request with tools.
 
         Args:
             form: what content has to be where a reply may also call.
@@ -99,8 +99,7 @@ class ToolUse:
             ApiError, RequestError: the form is none that can stand beside calls, or a schema cannot be
                 enforced.
         """
-        if not self.tools:
-            return form
+        assert self.tools
         parallel = template.writes_tools if self.parallel is None else self.parallel
         if form is None or self.choice != "auto":
             text = template.tool_format.grammar(self.tools, self.choice, parallel)

@@ -16,13 +16,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llm.errors import RequestError
-from llm.grammar import Grammar, Grammars, GrammarSpec, Kind, Matcher, Vocabulary, forbid
+from llm.grammar import Grammar, Grammars, GrammarSpec, Kind, Matcher, Vocabulary
 from llm.grammar.matcher import expand
 from llm.sequence import Accepted
 from llm.tokenizer import ByteTokenizer, Tokenizer, load_tiktoken
 from llm.tokenizer.build import build_tokenizer
 from llm.tokenizer.chars import CharTokenizer
 from llm.tokenizer.source import Roles
+from tests.masks import forbid
 from tests.small_vocabularies import make_spec
 
 ROOT = Path(__file__).parent.parent.parent

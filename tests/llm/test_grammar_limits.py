@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from llm.errors import RequestError
-from llm.grammar import Grammars, GrammarSpec, Kind, forbid
+from llm.grammar import Grammars, GrammarSpec, Kind
 from llm.sequence import Accepted
 from llm.tokenizer import ByteTokenizer
+from tests.masks import forbid
 
 BYTES = Grammars(ByteTokenizer(), 257)
 INT = {"type": "integer"}

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llm.errors import RequestError
-from llm.grammar import Grammars, GrammarSpec, check_schema, forbid
+from llm.grammar import Grammars, GrammarSpec, check_schema
 from llm.grammar.schema import prepare_schema
 from llm.grammar.values import endless, first_overlap
 from llm.sequence import Accepted
 from llm.tokenizer import ByteTokenizer, Tokenizer, load_tiktoken
+from tests.masks import forbid
 from tests.schemas import IMPOSSIBLE, REFUSED, SCHEMAS, Schema
 
 ROOT = Path(__file__).parent.parent.parent

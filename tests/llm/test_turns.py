@@ -17,7 +17,6 @@ from llm.chat.turns import (
     one_call_each,
     results_as_user,
     spell_calls,
-    uses_tools,
     with_system,
 )
 from llm.errors import RequestError
@@ -59,8 +58,8 @@ def test_results_become_one_turn_of_the_users() -> None:
     turns = results_as_user(CHAT, HERMES)
     assert [turn.role for turn in turns] == ["user", "assistant", "user", "assistant", "user"]
     assert turns[2].content == f"{HERMES.write_result('rain')}\n{HERMES.write_result('noon')}"
-    assert not uses_tools(results_as_user(spell_calls(CHAT, HERMES), HERMES))
-    assert uses_tools(CHAT[2:3]) and uses_tools(CHAT[1:2])
+    spelled = results_as_user(spell_calls(CHAT, HERMES), HERMES)
+    assert not any(message.tool_calls or message.role == "tool" for message in spelled)
 
 
 def test_one_call_each() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
+from llm.chat.tools import Choice, Hermes, Tool
 from tests.fakes import ScriptedModel
 from tests.server.wire import CHAT, HELLO, app_of, call
 
@@ -166,3 +169,18 @@ def test_the_model_is_shown_tools_calls_and_results() -> None:
         app_of(), "/apply-template", {"messages": turns[:1], "tools": [RAIN], "tool_choice": "none"}
     )
     assert "rain" not in hidden.json["prompt"]
+
+
+def test_the_grammar_of_calls_is_made_beside_the_event_loop() -> None:
+    """The schemas of many tools take a tenth of a second: nobody else's stream waits for that."""
+    threads = []
+
+    class Watched(Hermes):
+        def grammar(self, tools: Sequence[Tool], choice: Choice = "auto", parallel: bool = True) -> str:
+            threads.append(threading.current_thread())
+            return super().grammar(tools, choice, parallel)
+
+    model = ScriptedModel("Hi")
+    model.template.tool_format = Watched(line=True)  # type: ignore[misc, assignment]
+    assert call(app_of(model), CHAT, TOOLS).status == 200
+    assert threads and threading.main_thread() not in threads
