@@ -60,6 +60,7 @@ class TextDelta:
         finish: STOP or LENGTH on the choice's last delta, None before.
         tokens: those whose text has come, when they were asked for.
         prompt_logprobs: of the prompt's next tokens, from the second on; with the first choice only.
+        at: when its token's step ended, in seconds of time.monotonic().
         timing: on the choice's last delta.
     """
 
@@ -69,6 +70,7 @@ class TextDelta:
     finish: FinishReason | None = None
     tokens: tuple[ReplyToken, ...] = ()
     prompt_logprobs: tuple[Logprob, ...] = ()
+    at: float = 0.0
     timing: Timing | None = None
 
 
@@ -102,8 +104,8 @@ class Choice:
         index = self.sequence.params.choice
         if event.finish is FinishReason.ERROR:
             if self.sequence.matcher is not None and self.sequence.matcher.error is not None:
-                raise RequestError(event.error or "the reply's grammar cannot go on")
-            raise StepFailed(event.error or "the engine could not go on")
+                raise RequestError(str(event.error))
+            raise event.error or StepFailed("the engine could not go on")
         if event.finish is FinishReason.ABORT:  # nobody who aborts listens on: the engine did, on its way out
             raise EngineStopped("the server is stopping")
         if event.token_id is None:
@@ -122,7 +124,7 @@ class Choice:
             finish = FinishReason.STOP
         tokens = self._release(ended=finish is not None) if self._with_tokens else ()
         timing = self._timing(event.at) if finish is not None else None
-        return TextDelta(index, text, 1, finish, tokens, timing=timing)
+        return TextDelta(index, text, 1, finish, tokens, at=event.at, timing=timing)
 
     def _release(self, *, ended: bool) -> tuple[ReplyToken, ...]:
         """Tokens that begin in text which has left; at the end all, but for those a stop string cut off."""

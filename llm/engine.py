@@ -19,8 +19,9 @@ from dataclasses import dataclass
 
 from llm.config import EngineConfig
 from llm.drawing import begin_masks, draw
-from llm.errors import EngineStopped
+from llm.errors import DeviceLost, EngineStopped
 from llm.runner import Runner
+from llm.runner.faults import fault_of, release_memory
 from llm.scheduler import Batch, Scheduler
 from llm.sequence import Sequence, TokenEvent
 
@@ -31,8 +32,8 @@ Emit = Callable[[list[TokenEvent]], None]
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A snapshot for health and load: counts, and seconds since the last step ended. `num_tokens` were drawn,
-    `num_prompt_tokens` computed (again after a preemption).
+    """A snapshot for health and load. `num_tokens` were drawn, `num_prompt_tokens` computed (again after a
+    preemption); `seconds_since_step` counts from the last step, or from when an idle engine was given work.
     """
 
     device: str
@@ -46,6 +47,10 @@ class EngineStats:
     num_preemptions: int
     seconds_since_step: float
     alive: bool
+
+    def stalled(self, seconds: float) -> bool:
+        """Whether there is work, and has been no step for that long."""
+        return self.num_running + self.num_waiting > 0 and self.seconds_since_step > seconds
 
 
 class Engine:
@@ -74,6 +79,7 @@ class Engine:
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._inbox_lock = threading.Lock()
         self._stopped = False
+        self._is_idle = True
         self._last_step = time.monotonic()
         self._thread = threading.Thread(target=self._run, name=f"engine-{device}", daemon=True)
 
@@ -111,15 +117,18 @@ class Engine:
         """Start the thread."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """Abort every sequence and end the thread; returns when both have happened."""
+    def stop(self, timeout: float | None = None) -> bool:
+        """Abort every sequence and end the thread. False when that took longer than `timeout` seconds: a
+        forward pass does not return.
+        """
         with self._inbox_lock:
             self._stopped = True
             self._inbox.put(None)
         if self._thread.is_alive():
-            self._thread.join()
-        else:
-            self._end_all()  # it never ran, or has done so already
+            self._thread.join(timeout)
+            return not self._thread.is_alive()
+        self._end_all()  # it never ran, or has done so already
+        return True
 
     def stats(self) -> EngineStats:
         """A snapshot; the numbers are read without a lock and may be one step apart."""
@@ -146,14 +155,21 @@ class Engine:
         self._last_step = time.monotonic()
 
     def _fail(self, batch: Batch, error: Exception) -> None:
+        """End the batch's sequences; when the device is lost, the engine too."""
+        fault = fault_of(error)
         log.exception("%s: a step of %d tokens failed", self.device, batch.num_tokens, exc_info=error)
-        self.emit(self.scheduler.fail(batch, "the model's forward pass failed; the server log says why"))
+        self.emit(self.scheduler.fail(batch, fault, "the model failed; the server log says why"))
+        if issubclass(fault, DeviceLost):
+            raise DeviceLost(f"{self.device} will not compute again") from error
+        release_memory(self.runner.device)
         self._last_step = time.monotonic()
 
     def _post(self, work: Callable[[], None]) -> None:
         with self._inbox_lock:
             if self._stopped:
                 raise EngineStopped("the engine takes no more work: it is stopping or has stopped")
+            if self._is_idle:
+                self._last_step = time.monotonic()  # an idle engine has not been stalled
             self._inbox.put(work)
 
     def _run(self) -> None:
@@ -172,13 +188,13 @@ class Engine:
         """Do what was posted; False when asked to stop."""
         while True:
             try:
+                self._is_idle = wait
                 work = self._inbox.get(block=wait)
             except queue.Empty:
                 return True
+            self._is_idle = False
             if work is None:
                 return False
-            if wait:
-                self._last_step = time.monotonic()  # an idle engine has not been stalled
             work()
             wait = False
 

@@ -11,7 +11,12 @@
     │   └── ContextLengthExceeded
     └── EngineError              the request was fine, the engine could not finish it
         ├── EngineStopped        the engine takes no more work
+        ├── QueueTimeout         the request waited too long for its turn
+        ├── DeadlinePassed       the request took longer than any may
+        ├── ReaderTooSlow        its tokens were not taken as fast as they were made
         └── StepFailed           the forward pass of this sequence's batch raised
+            ├── OutOfMemory      for want of memory; the next batch may fit
+            └── DeviceLost       and the device will not compute again
 
 Messages are one line and name the field, the value and the limit. Our own bugs are `assert`s, not these.
 """
@@ -82,5 +87,25 @@ class EngineStopped(EngineError):
     """The engine is shutting down or its thread is gone."""
 
 
+class QueueTimeout(EngineError):
+    """A request waited longer for its turn than the operator allows."""
+
+
+class DeadlinePassed(EngineError):
+    """A request took longer, all in all, than the operator allows."""
+
+
+class ReaderTooSlow(EngineError):
+    """A request's tokens piled up because nobody took them."""
+
+
 class StepFailed(EngineError):
     """A forward pass raised; every sequence of that batch ends with this, and the next batch runs."""
+
+
+class OutOfMemory(StepFailed):
+    """The device had too little memory for this batch."""
+
+
+class DeviceLost(StepFailed):
+    """The device is gone or its state is: every later batch would fail as well, so the engine ends."""

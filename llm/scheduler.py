@@ -11,13 +11,14 @@ Refuses to know logits, text, threads and devices.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from llm.blocks import BlockPool
 from llm.config import EngineConfig
+from llm.errors import StepFailed
 from llm.sequence import Accepted, FinishReason, Logprob, Sequence, Status, TokenEvent
+from llm.waiting import WaitingLine
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,20 +112,20 @@ class Scheduler:
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
         self.blocks = BlockPool(config.total_blocks)
-        self.waiting: deque[Sequence] = deque()
+        self.waiting = WaitingLine()
         self.running: list[Sequence] = []  # oldest first
         self.num_preemptions = 0
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence and its forks: the lowest priority number first, then first come first served. The
-        prompt fits the model: checked by whoever made it.
+        """Queue a sequence and its forks; `llm.waiting` says who is next. The prompt fits the model: checked
+        by whoever made it.
         """
         limit = self.config.max_model_len - (not sequence.embeds)
         assert 0 < len(sequence.prompt) <= limit, len(sequence.prompt)
         most = self.config.max_num_seqs - 1  # forks that can start together with their leader
         later = sequence.forks[most:]
         del sequence.forks[most:]
-        self._enqueue(sequence)
+        self.waiting.add(sequence)
         if later:
             first, first.leader, first.forks = later[0], None, later[1:]
             for fork in first.forks:
@@ -137,13 +138,13 @@ class Scheduler:
         """
         return self._end(sequence, FinishReason.ABORT)
 
-    def fail(self, batch: Batch, error: str) -> list[TokenEvent]:
-        """End every sequence of a batch whose forward pass raised."""
+    def fail(self, batch: Batch, fault: type[StepFailed], message: str) -> list[TokenEvent]:
+        """End every sequence of a batch whose forward pass raised, each with an error of its own."""
         return [
             event
             for chunk in batch.chunks
             for sequence in (*chunk.sequence.forks, chunk.sequence)
-            for event in self._end(sequence, FinishReason.ERROR, error=error)
+            for event in self._end(sequence, FinishReason.ERROR, error=fault(message))
         ]
 
     def schedule(self) -> Batch | None:
@@ -169,7 +170,7 @@ class Scheduler:
         for i, (sequence, token) in enumerate(zip(batch.asking, drawn.tokens, strict=True)):
             accepted = drawn.accepted[i] if drawn.accepted else None
             if token < 0 or accepted is Accepted.REFUSED:
-                events += self._end(sequence, FinishReason.ERROR, error=_why_no_token(sequence))
+                events += self._end(sequence, FinishReason.ERROR, error=StepFailed(_why_no_token(sequence)))
                 continue
             sequence.output.append(token)
             events.append(
@@ -224,7 +225,7 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         """Sequences that do not run yet, forks included; may be read from any thread."""
-        queued = sum(1 + len(sequence.forks) for sequence in list(self.waiting))
+        queued = sum(1 + len(sequence.forks) for sequence in self.waiting)
         return queued + sum(len(sequence.forks) for sequence in list(self.running))
 
     def check_integrity(self) -> None:
@@ -269,12 +270,12 @@ class Scheduler:
         """Start the first waiting sequence if the batch has rows for it and its forks, and the pool its whole
         prompt.
         """
-        sequence = self.waiting[0]
+        sequence = self.waiting.first()
         missing = self._blocks_missing(sequence, len(sequence))
         num_rows = self._num_rows + 1 + len(sequence.forks)
         if num_rows > self.config.max_num_seqs or missing > self.blocks.num_free:
             return False
-        self.waiting.popleft()
+        self.waiting.pop()
         sequence.block_ids += self.blocks.take(missing)
         sequence.status = Status.RUNNING
         sequence.started_at = sequence.started_at or time.monotonic()
@@ -299,13 +300,6 @@ class Scheduler:
         self.running[after:after] = leader.forks
         leader.forks = []
 
-    def _enqueue(self, sequence: Sequence, *, first: bool = False) -> None:
-        """Behind those of the same priority, or before them."""
-        at = len(self.waiting)
-        while at and _waits_behind(self.waiting[at - 1].priority, sequence.priority, first):
-            at -= 1
-        self.waiting.insert(at, sequence)
-
     def _blocks_missing(self, sequence: Sequence, num_new: int) -> int:
         needed = -(-(sequence.num_computed + num_new) // self.config.block_size)
         return max(0, needed - len(sequence.block_ids))
@@ -318,7 +312,7 @@ class Scheduler:
         sequence.hidden_sum = []
         sequence.num_preemptions += 1
         sequence.status = Status.WAITING
-        self._enqueue(sequence, first=True)
+        self.waiting.put_back(sequence)
         self.num_preemptions += 1
 
     def _release(self, sequence: Sequence) -> None:
@@ -334,7 +328,9 @@ class Scheduler:
             return FinishReason.LENGTH
         return None
 
-    def _end(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> list[TokenEvent]:
+    def _end(
+        self, sequence: Sequence, reason: FinishReason, error: StepFailed | None = None
+    ) -> list[TokenEvent]:
         """End a sequence without a token: its last event, unless it had ended."""
         if sequence.status is Status.FINISHED:
             return []
@@ -347,12 +343,15 @@ class Scheduler:
             sequence.leader.forks.remove(sequence)
             sequence.leader = None
         else:
-            self._free_forks(sequence)
-            (self.running if sequence.status is Status.RUNNING else self.waiting).remove(sequence)
+            self._hand_over(sequence)
+            if sequence.status is Status.RUNNING:
+                self.running.remove(sequence)
+            elif sequence in self.waiting:
+                self.waiting.remove(sequence)
         self._release(sequence)
         sequence.status = Status.FINISHED
 
-    def _free_forks(self, leader: Sequence) -> None:
+    def _hand_over(self, leader: Sequence) -> None:
         """Forks whose leader goes before the prompt is computed: the first of them leads now, in its place in
         the queue, or at the head when it had started.
         """
@@ -363,19 +362,14 @@ class Scheduler:
         for fork in others:
             fork.leader = first
         if leader.status is Status.WAITING:
-            self.waiting.insert(self.waiting.index(leader), first)
+            self.waiting.replace(leader, first)
         else:
-            self._enqueue(first, first=True)
+            self.waiting.put_back(first)
 
 
 def _is_end(sequence: Sequence, token: int, accepted: Accepted | None) -> bool:
     """Whether a token ends the reply and is no text. Where a grammar has a stop id as text, it is text."""
     return token in sequence.params.stop_token_ids if accepted is None else accepted is Accepted.END
-
-
-def _waits_behind(waiting: int, priority: int, first: bool) -> bool:
-    """Whether one that waits with a priority is to be overtaken."""
-    return waiting >= priority if first else waiting > priority
 
 
 def _why_no_token(sequence: Sequence) -> str:

@@ -13,6 +13,7 @@ from enum import Enum, StrEnum
 from typing import Protocol
 
 from llm.config import SamplingParams
+from llm.errors import EngineError
 
 _ids = itertools.count()
 
@@ -85,7 +86,7 @@ class TokenEvent:
         token_id: the new token, or None when the step brought none: a part of the prompt was scored, or the
             sequence ended without one.
         finish: set on the last event of a sequence and on no other.
-        error: one line, when finish is ERROR.
+        error: for whoever waits, when finish is ERROR.
         is_text: the token belongs to the reply's text; false for one that ends it.
         logprob: of the token, when the sequence asks.
         prompt_logprobs: of the prompt's tokens from the second on, in order, as they are computed.
@@ -97,7 +98,7 @@ class TokenEvent:
     sequence_id: int
     token_id: int | None
     finish: FinishReason | None = None
-    error: str | None = None
+    error: EngineError | None = None
     is_text: bool = True
     logprob: Logprob | None = None
     prompt_logprobs: tuple[Logprob, ...] = ()
@@ -116,6 +117,7 @@ class Sequence:
         output: ids drawn so far, a stop token included.
         matcher: state of the grammar that the reply follows; like `output` it survives preemption.
         priority: lower numbers leave the queue first.
+        client: whose it is; within a priority the clients take turns.
         embeds: no reply: the mean of the prompt's hidden states is what is wanted.
         forks: other replies to the same prompt; they start from this one's keys and values.
         leader: whose fork this is, until it starts.
@@ -132,6 +134,7 @@ class Sequence:
     output: list[int] = field(default_factory=list)
     matcher: Matcher | None = None
     priority: int = 0
+    client: str = ""
     embeds: bool = False
     forks: list[Sequence] = field(default_factory=list)
     leader: Sequence | None = None

@@ -19,10 +19,19 @@ from llm.chat.template import ChatTemplate
 from llm.choice import Choice, TextDelta
 from llm.config import GenerationDefaults, SamplingParams
 from llm.engine import Emit, Engine, EngineStats
-from llm.errors import ContextLengthExceeded, EngineStopped, StepFailed
+from llm.errors import (
+    ContextLengthExceeded,
+    DeadlinePassed,
+    EngineError,
+    EngineStopped,
+    QueueTimeout,
+    StepFailed,
+)
 from llm.grammar import Grammar, Grammars
+from llm.mailbox import Mailbox
 from llm.sequence import FinishReason, Status, TokenEvent
 from llm.sequence import Sequence as TokenSequence
+from llm.terms import DEFAULT_TERMS, Terms
 from llm.tokenizer import Tokenizer
 from llm.tokenizer.spelled import SpelledTokenizer
 
@@ -64,7 +73,7 @@ class TextModel:
         self.call_tokenizer, self.call_grammars = self._for_calls(template)
         self._template_ends = _single_tokens(tokenizer, defaults.stop)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._mailboxes: dict[int, asyncio.Queue[TokenEvent]] = {}
+        self._mailboxes: dict[int, Mailbox] = {}
 
     def _for_calls(self, template: ChatTemplate) -> tuple[Tokenizer, Grammars]:
         """What reads and shapes replies with tool calls: the markers of calls are text there, also those that
@@ -102,9 +111,27 @@ class TextModel:
         for engine in self.engines:
             engine.start()
 
-    async def close(self) -> None:
-        """Stop the engines; every stream still open ends with EngineStopped."""
-        await asyncio.gather(*(asyncio.to_thread(engine.stop) for engine in self.engines))
+    async def warm_up(self) -> None:
+        """Draw a token on every engine: what torch does only once is done, and each of them works.
+
+        Raises:
+            EngineError: one does not.
+        """
+        params = SamplingParams(max_tokens=1, temperature=0.0)
+        for engine in self.engines:
+            sequence = TokenSequence([0], params)
+            with self._submitted(sequence, DEFAULT_TERMS, engine) as (_, mailbox):
+                Choice(sequence, self.tokenizer, strip=False, with_tokens=False).take(await mailbox.get())
+
+    async def close(self, timeout: float | None = None) -> bool:
+        """Stop the engines; every stream still open ends with EngineStopped. False when an engine had not
+        ended after `timeout` seconds.
+        """
+        stops = (asyncio.to_thread(engine.stop, timeout) for engine in self.engines)
+        ended = await asyncio.gather(*stops)
+        for mailbox in set(self._mailboxes.values()):
+            mailbox.interrupt(EngineStopped("the server is stopping"))  # where an engine did not say so
+        return all(ended)
 
     def stats(self) -> list[EngineStats]:
         """A snapshot of each engine."""
@@ -121,7 +148,7 @@ class TextModel:
         grammar: Grammar | None = None,
         template_ends: bool = True,
         calls: bool = False,
-        priority: int = 0,
+        terms: Terms = DEFAULT_TERMS,
     ) -> AsyncGenerator[TextDelta, None]:
         """Draw n replies to one prompt, interleaved as their tokens come. The prompt is computed once.
 
@@ -134,15 +161,17 @@ class TextModel:
             grammar: what every reply follows.
             template_ends: where the grammar may end, a stop of the template that is one token ends it too.
             calls: the text may hold tool calls.
-            priority: lower numbers leave the queue first.
+            terms: on which it is served.
 
         Raises:
             StepFailed: the forward pass of this request's batch raised.
+            QueueTimeout, DeadlinePassed, ReaderTooSlow: it took longer than the terms allow, or than a reader
+                may.
             EngineStopped: the server is stopping.
         """
         assert 0 < len(prompt) < self.max_model_len, len(prompt)  # here it fails one request, not an engine
         ends = params.stop_token_ids | (self._template_ends if template_ends else frozenset())
-        sequences = [_sequence(prompt, params, i, grammar, ends, priority) for i in range(n)]
+        sequences = [_sequence(prompt, params, i, grammar, ends, terms) for i in range(n)]
         tokenizer = self.call_tokenizer if calls else self.tokenizer
         choices = {
             sequence.id: Choice(sequence, tokenizer, strip=strip, with_tokens=with_tokens)
@@ -151,7 +180,8 @@ class TextModel:
         leader, *leader.forks = sequences
         for fork in leader.forks:
             fork.leader = leader
-        with self._submitted(leader) as (engine, mailbox):
+        observer = terms.observer
+        with self._submitted(leader, terms) as (engine, mailbox):
             while choices:
                 event = await mailbox.get()
                 choice = choices.get(event.sequence_id)
@@ -162,46 +192,60 @@ class TextModel:
                     del choices[event.sequence_id]
                     if event.finish is None:
                         engine.abort(choice.sequence)  # a stop string ended it, the engine does not know
+                if observer is not None:
+                    observer.received(delta)
                 yield delta
 
-    async def embed(self, prompt: list[int], *, priority: int = 0) -> list[float]:
+    async def embed(self, prompt: list[int], *, terms: Terms = DEFAULT_TERMS) -> list[float]:
         """The mean of the prompt's final hidden states.
 
         Args:
             prompt: 1 to max_model_len ids.
+            terms: on which it is served.
 
         Raises:
-            StepFailed, EngineStopped: as for `stream`.
+            EngineError: as for `stream`.
         """
         assert 0 < len(prompt) <= self.max_model_len, len(prompt)
-        sequence = TokenSequence(prompt, SamplingParams(max_tokens=1), priority=priority, embeds=True)
-        with self._submitted(sequence) as (_, mailbox):
+        sequence = TokenSequence(
+            prompt, SamplingParams(max_tokens=1), priority=terms.priority, client=terms.client, embeds=True
+        )
+        with self._submitted(sequence, terms) as (_, mailbox):
             event = await mailbox.get()
-        if event.finish is FinishReason.ERROR:
-            raise StepFailed(event.error or "the engine could not go on")
-        if event.embedding is None:
-            raise EngineStopped("the server is stopping")
-        return list(event.embedding)
+            if event.finish is FinishReason.ERROR:
+                raise event.error or StepFailed("the engine could not go on")
+            if event.embedding is None:
+                raise EngineStopped("the server is stopping")
+            return list(event.embedding)
 
     @contextmanager
     def _submitted(
-        self, leader: TokenSequence
-    ) -> Generator[tuple[Engine, asyncio.Queue[TokenEvent]], None, None]:
+        self, leader: TokenSequence, terms: Terms, engine: Engine | None = None
+    ) -> Generator[tuple[Engine, Mailbox], None, None]:
         """A sequence and its forks on an engine, their events in a mailbox; at the end what still runs is
-        aborted.
+        aborted, and whoever observes is told how it went.
         """
-        engine = self._least_loaded()
-        mailbox: asyncio.Queue[TokenEvent] = asyncio.Queue()
+        engine = self._least_loaded() if engine is None else engine
         sequences = [leader, *leader.forks]
+        mailbox = Mailbox(len(sequences))
         self._mailboxes.update({sequence.id: mailbox for sequence in sequences})
+        error: BaseException | None = None
         try:
-            engine.submit(leader)
-            yield engine, mailbox
+            with _alarms(leader, terms, mailbox):
+                engine.submit(leader)
+                if terms.observer is not None:
+                    terms.observer.submitted(sequences)
+                yield engine, mailbox
+        except BaseException as raised:
+            error = raised
+            raise
         finally:
             for sequence in reversed(sequences):  # a leader last, or a fork takes its place for a step
                 del self._mailboxes[sequence.id]
                 if sequence.status is not Status.FINISHED:
                     engine.abort(sequence)
+            if terms.observer is not None:
+                terms.observer.ended(error)
 
     def _least_loaded(self) -> Engine:
         """The engine with the fewest sequences; one whose thread has ended only when all have."""
@@ -225,7 +269,29 @@ class TextModel:
         for event in events:
             mailbox = self._mailboxes.get(event.sequence_id)
             if mailbox is not None:
-                mailbox.put_nowait(event)
+                mailbox.put(event)
+
+
+@contextmanager
+def _alarms(leader: TokenSequence, terms: Terms, mailbox: Mailbox) -> Generator[None, None, None]:
+    """Interrupt a request that waits too long for its turn, or is not complete in time."""
+
+    def check_queue(seconds: float) -> None:
+        if leader.started_at is None:
+            mailbox.interrupt(QueueTimeout(f"no turn came within {seconds:g} s; the server is busy"))
+
+    loop = asyncio.get_running_loop()
+    alarms: list[asyncio.TimerHandle] = []
+    if terms.queue_timeout is not None:
+        alarms.append(loop.call_later(terms.queue_timeout, check_queue, terms.queue_timeout))
+    if terms.deadline is not None:
+        error: EngineError = DeadlinePassed("the request took longer than this server allows")
+        alarms.append(loop.call_later(terms.deadline - time.monotonic(), mailbox.interrupt, error))
+    try:
+        yield
+    finally:
+        for alarm in alarms:
+            alarm.cancel()
 
 
 def _single_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> frozenset[int]:
@@ -240,12 +306,13 @@ def _sequence(
     choice: int,
     grammar: Grammar | None,
     ends: frozenset[int],
-    priority: int,
+    terms: Terms,
 ) -> TokenSequence:
     """One of a request's choices; the prompt is scored with the first alone."""
     return TokenSequence(
         prompt,
         params if choice == 0 else replace(params, choice=choice, prompt_logprobs=None),
         matcher=None if grammar is None else grammar.matcher(ends, params.min_tokens),
-        priority=priority,
+        priority=terms.priority,
+        client=terms.client,
     )

@@ -2,54 +2,63 @@
 
     $ python -m server --checkpoint checkpoints/causette --port 8000
 
-SIGTERM or SIGINT: no new connections, open replies finish for up to --drain-timeout seconds, what is left
-then ends with an error frame; exit 0. A second signal, or one while loading, exits at once.
+SIGTERM or SIGINT: not ready at once and no new work, open replies finish for up to --drain-timeout seconds,
+what is left then ends with an error; exit 0. A second signal, or one while loading, exits at once. When an
+engine dies, every open reply ends with an error; exit 1.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
 import logging
-import logging.config
-import math
 import os
 import signal
 import socket
 import sys
 from collections.abc import Generator, Sequence
 from types import FrameType
-from typing import Any
 
 import uvicorn
-from uvicorn.config import LOGGING_CONFIG
+from fastapi import FastAPI
 
 from llm.errors import CauserieError
 from llm.text import TextModel
 from server.app import create_app
-from server.registry import Registry
+from server.connection import connection_class, make_room
+from server.lifecycle import Lifecycle, Phase
+from server.limits import Limits
+from server.logs import configure
 from server.settings import ENV_PREFIX, PROG, Settings, SettingsError, load_settings
-from server.startup import curl_line, is_loopback, load, open_door_lines, prompt_lines, server_url
+from server.startup import curl_line, is_loopback, open_door_lines, server_url
 
 log = logging.getLogger("causerie.server")
 
-MAX_HEADER_BYTES = 16 << 10
 BACKLOG = 2048
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 IDLE_SECONDS = 65
 """An idle connection is kept a little longer than the 60 s after which proxies drop theirs."""
-LAST_RESORT_SECONDS = 5
+LAST_RESORT_SECONDS = 1
 """After the drain and its error frames, a connection that still does not close is cancelled."""
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn with our signals: it would raise them again at the end, and wait for streams for ever."""
+    """uvicorn, but for its signals and its end: it would close its sockets first, and raise the signal again.
 
-    def __init__(self, config: uvicorn.Config, registry: Registry, drain_timeout: float) -> None:
+    Args:
+        settings: what the operator chose.
+        app: the application; its lifecycle says when it is over.
+        url: for the log.
+    """
+
+    def __init__(self, config: uvicorn.Config, settings: Settings, app: FastAPI, url: str) -> None:
         super().__init__(config)
-        self.registry = registry
-        self.drain_timeout = drain_timeout
+        self.settings = settings
+        self.life: Lifecycle = app.state.lifecycle
+        self.limits: Limits = app.state.limits
+        self.url = url
+        self.left_behind = False
+        self._was_asked = False
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -61,21 +70,26 @@ class DrainingServer(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.should_exit:
-            os._exit(128 + sig)  # asked twice: threads and sockets are left to the kernel
-        self.should_exit = True
+        if self._was_asked or self.life.phase is Phase.LOADING:
+            os._exit(128 + sig)  # threads and sockets are left to the kernel
+        self._was_asked = True
+        self.life.ask_to_stop()
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        cut = asyncio.create_task(self._cut_open_replies())
+    async def main_loop(self) -> None:
+        """Serve until the lifecycle is over; only then are the sockets closed."""
+        others = [asyncio.create_task(super().main_loop()), asyncio.create_task(self._announce())]
         try:
-            await super().shutdown(sockets)
+            drain = self.settings.drain_timeout
+            self.left_behind = not await self.life.until_over(drain, lambda: self.limits.num_open)
         finally:
-            cut.cancel()
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
 
-    async def _cut_open_replies(self) -> None:
-        await asyncio.sleep(self.drain_timeout)
-        log.warning("still open after %g s: replies end with an error now", self.drain_timeout)
-        await self.registry.close()
+    async def _announce(self) -> None:
+        if await self.life.until_ready():
+            with_key = bool(self.settings.api_key or self.settings.api_key_file)
+            log.info("ready on %s, try: %s", self.url, curl_line(self.url, with_key=with_key))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,11 +100,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         print(f"{PROG}: error: {error}", file=sys.stderr)
         return 2
-    logging.config.dictConfig(log_config(settings.uvicorn_log_level))
+    configure(settings.uvicorn_log_level, settings.log_format)
     _warn(settings, argv)
     try:
         return _serve(settings)
-    except (CauserieError, OSError) as error:
+    except SettingsError as error:
+        print(f"{PROG}: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
         print(f"{PROG}: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -99,35 +116,45 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve(settings: Settings) -> int:
     with sigterm_exits_at_once(), listen_on(settings.host, settings.port) as listener:
-        loaded = load(settings)
-        url = server_url(settings.host, listener.getsockname()[1])
-        for one in loaded:
-            log.info("%s, %s", one.summary, url)
-            for line in prompt_lines(one.model) if settings.show_prompt else ():
-                print(line, flush=True)
-        log.info("try: %s", curl_line(url, with_key=bool(settings.api_key)))
-        return run(settings, [one.model for one in loaded], listener)
+        return run(settings, None, listener)
 
 
-def run(settings: Settings, models: Sequence[TextModel], listener: socket.socket) -> int:
-    """Serve loaded models on a bound socket until a signal. Returns the exit status."""
+def run(settings: Settings, models: Sequence[TextModel] | None, listener: socket.socket) -> int:
+    """Serve on a bound socket until a signal or the end of an engine. Returns the exit status.
+
+    Args:
+        models: what to serve; None loads what settings name, while /live answers already.
+
+    Raises:
+        SettingsError: keys or origins that cannot be used.
+    """
     app = create_app(settings, models)
     config = uvicorn.Config(
         app,
-        http="h11",  # the only one that caps headers
-        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        http=connection_class(settings),
         ws="none",
         lifespan="on",
         log_config=None,
         log_level=settings.uvicorn_log_level,
         server_header=False,
         timeout_keep_alive=IDLE_SECONDS,
-        timeout_graceful_shutdown=math.ceil(settings.drain_timeout + LAST_RESORT_SECONDS),
+        timeout_graceful_shutdown=LAST_RESORT_SECONDS,
     )
-    server = DrainingServer(config, app.state.registry, settings.drain_timeout)
+    url = server_url(settings.host, listener.getsockname()[1])
+    server = DrainingServer(config, settings, app, url)
     begin_listening(listener)
+    make_room(settings.max_connections)
     server.run(sockets=[listener])
-    return 0 if server.started else 1
+    failure = server.life.failure
+    if isinstance(failure, CauserieError):
+        print(f"{PROG}: error: {failure}", file=sys.stderr, flush=True)
+    elif failure is not None:
+        log.critical("the server could not go on", exc_info=failure)
+    status = 0 if server.started and failure is None else 1
+    if server.left_behind:
+        logging.shutdown()
+        os._exit(status)  # a thread that computes for ever must not hold the process
+    return status
 
 
 def listen_on(host: str, port: int) -> socket.socket:
@@ -174,21 +201,13 @@ def sigterm_exits_at_once() -> Generator[None, None, None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def log_config(level: str) -> dict[str, Any]:
-    """uvicorn's logging, with our loggers in the same format on the same stream."""
-    config = copy.deepcopy(LOGGING_CONFIG)
-    ours = {"handlers": ["default"], "level": logging.INFO, "propagate": False}
-    config["loggers"] |= {"causerie": ours, "llm": ours}
-    for name in ("uvicorn", "uvicorn.access"):
-        config["loggers"][name]["level"] = level.upper() if level != "trace" else 5
-    return config
-
-
 def _warn(settings: Settings, argv: Sequence[str]) -> None:
     """What an operator should know before the first request."""
     if any(arg.partition("=")[0] == "--api-key" for arg in argv):
-        log.warning("--api-key shows in the process list; CAUSERIE_API_KEY or --config does not")
-    if not is_loopback(settings.host) and not settings.api_key:
+        log.warning(
+            "--api-key shows in the process list; CAUSERIE_API_KEY, --api-key-file or --config does not"
+        )
+    if not is_loopback(settings.host) and not settings.api_key and settings.api_key_file is None:
         for line in open_door_lines(settings.host):
             log.warning(line)
     known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}

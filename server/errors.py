@@ -17,13 +17,22 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from llm.errors import CauserieError, EngineError, RequestError, StepFailed
+from llm.errors import (
+    CauserieError,
+    DeadlinePassed,
+    EngineError,
+    OutOfMemory,
+    QueueTimeout,
+    ReaderTooSlow,
+    RequestError,
+    StepFailed,
+)
 
 log = logging.getLogger("causerie.server")
 
 NO_RETRY = {"x-should-retry": "false"}
 RETRY_SECONDS = 5
-"""What a client is told to wait when the engine is gone: about one restart."""
+"""What a client is told to wait when nothing better is known: about one restart."""
 
 
 class ApiError(Exception):
@@ -48,7 +57,7 @@ class ApiError(Exception):
     @property
     def body(self) -> dict[str, Any]:
         """OpenAI's error object."""
-        kind = {401: "authentication_error"}.get(
+        kind = {401: "authentication_error", 429: "rate_limit_error"}.get(
             self.status, "server_error" if self.status >= 500 else "invalid_request_error"
         )
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
@@ -69,22 +78,39 @@ def to_api_error(error: Exception, request_id: str) -> ApiError:
         return error
     if isinstance(error, RequestError):
         return invalid(str(error), error.param, error.code)
-    if isinstance(error, StepFailed):
-        message = f"the model failed on this batch; the server log has the reason (request {request_id})"
-        return ApiError(500, message, code="step_failed", headers=NO_RETRY)
     if isinstance(error, EngineError):
-        headers = {"retry-after": str(RETRY_SECONDS)}
-        return ApiError(
-            503, "the server is stopping or its engine is gone", code="engine_stopped", headers=headers
-        )
+        return _engine_error(error, request_id)
     message = f"internal error; the server log has the reason (request {request_id})"
     return ApiError(500, message, code="internal_error", headers=NO_RETRY)
 
 
+def _engine_error(error: EngineError, request_id: str) -> ApiError:
+    """A request that was fine and that the engine could not finish."""
+    later = {"retry-after": str(RETRY_SECONDS)}
+    if isinstance(error, OutOfMemory):
+        message = f"too little memory for this batch; the server log says more (request {request_id})"
+        return ApiError(503, message, code="out_of_memory", headers=later)
+    if isinstance(error, StepFailed):
+        message = f"the model failed on this batch; the server log has the reason (request {request_id})"
+        return ApiError(500, message, code="step_failed", headers=NO_RETRY)
+    if isinstance(error, QueueTimeout):
+        return ApiError(503, str(error), code="queue_timeout", headers=later)
+    if isinstance(error, DeadlinePassed):
+        return ApiError(504, str(error), code="deadline_exceeded", headers=NO_RETRY)
+    if isinstance(error, ReaderTooSlow):
+        return ApiError(408, str(error), code="reader_too_slow", headers=NO_RETRY)
+    message = "the server is stopping or its engine is gone"
+    return ApiError(503, message, code="engine_stopped", headers=later)
+
+
 def log_error(error: Exception, request_id: str) -> None:
-    """One line for what the client already knows, a traceback for what it does not."""
+    """One line for what the client already knows, a traceback for what it does not. The message of an error
+    about the request is left out: it may repeat what the client sent.
+    """
     if isinstance(error, (ApiError, CauserieError)):
-        log.info("request %s: %s", request_id, error)
+        answer = to_api_error(error, request_id)
+        reason = f": {error}" if isinstance(error, EngineError) else ""
+        log.info("request %s: %d %s%s", request_id, answer.status, answer.code, reason)
     else:
         log.error("request %s: internal error", request_id, exc_info=error)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 from starlette.requests import Request
@@ -13,12 +14,18 @@ DEFAULT = "default"
 
 
 class Registry:
-    """The models this server answers with, in order; at least one."""
+    """The models this server answers with, in order; none while they are being loaded."""
 
-    def __init__(self, models: Sequence[TextModel]) -> None:
-        self.models = list(models)
+    def __init__(self, models: Sequence[TextModel] = ()) -> None:
+        self.models: list[TextModel] = []
+        self._by_name: dict[str, TextModel] = {}
+        self.add(models)
+
+    def add(self, models: Sequence[TextModel]) -> None:
+        """More models, each under its own name."""
+        self.models += models
         self._by_name = {model.name: model for model in self.models}
-        assert 0 < len(self._by_name) == len(self.models), "at least one model, each under its own name"
+        assert len(self._by_name) == len(self.models), "two models of one name"
 
     def get(self, name: str | None) -> TextModel:
         """The model of that id.
@@ -39,10 +46,11 @@ class Registry:
         for model in self.models:
             model.start()
 
-    async def close(self) -> None:
-        """Stop every model; streams still open end with an error."""
-        for model in self.models:
-            await model.close()
+    async def close(self, timeout: float | None = None) -> bool:
+        """Stop every model; streams still open end with an error. False when an engine had not ended after
+        `timeout` seconds.
+        """
+        return all(await asyncio.gather(*(model.close(timeout) for model in self.models)))
 
 
 def registry_of(request: Request) -> Registry:

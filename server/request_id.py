@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import re
 import uuid
+from contextvars import ContextVar
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import error_response, log_error, to_api_error
+
+current_request_id: ContextVar[str | None] = ContextVar("current_request_id", default=None)
+"""Of the request this task serves, for whoever writes log lines."""
 
 _SANE = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
@@ -35,6 +39,7 @@ class RequestId:
             return
         request_id = choose_id(dict(scope["headers"]).get(b"x-request-id"))
         scope.setdefault("state", {})["request_id"] = request_id
+        current_request_id.set(request_id)
         started = False
 
         async def send_with_id(message: Message) -> None:

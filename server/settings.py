@@ -29,7 +29,7 @@ from starlette.requests import Request
 PROG = "causerie serve"
 ENV_PREFIX = "CAUSERIE_"
 
-REPEATABLE = {"api_key": "KEY", "checkpoint": "[NAME=]PATH"}
+REPEATABLE = {"api_key": "KEY", "checkpoint": "[NAME=]PATH", "cors_origin": "ORIGIN"}
 """Options that may be given several times, and what to write after them."""
 
 Count = Annotated[int, Field(ge=1, le=1 << 24)]
@@ -55,6 +55,9 @@ class Settings(BaseSettings):
     uvicorn_log_level: Literal["critical", "error", "warning", "info", "debug", "trace"] = Field(
         "info", description="what the HTTP server logs"
     )
+    log_format: Literal["text", "json"] = Field("text", description="lines to read, or one object per line")
+    log_requests: bool = Field(False, description="log a line for every request at its end")
+    log_prompts: bool = Field(False, description="with --log-requests, prompts and replies too")
 
     checkpoint: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
@@ -90,9 +93,22 @@ class Settings(BaseSettings):
         None, description="cap on new tokens of a request that sets no limit"
     )
 
+    max_num_queued_seqs: int | None = Field(
+        None, ge=0, le=1 << 20, description="replies that may wait; default is 4 for each that may run"
+    )
+    queue_timeout: Seconds = Field(30.0, description="seconds a request may wait before it is refused")
+    request_timeout: Seconds = Field(600.0, description="seconds a request may take in all")
+    stall_timeout: Seconds = Field(
+        30.0, description="seconds without a step, while there is work, after which /live says stalled"
+    )
+
     api_key: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (),
         description="key clients must send; repeatable; as a flag it shows in the process list",
+    )
+    api_key_file: Path | None = Field(None, description="YAML file of named keys, with limits of their own")
+    cors_origin: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="web origin whose pages may ask, such as https://chat.example; repeatable"
     )
     strict: bool = Field(
         False, description="refuse requests with fields this server ignores, instead of reporting them"
@@ -100,6 +116,9 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(2 << 20, ge=1024, le=1 << 30, description="largest request body")
     keep_alive_interval: Seconds = Field(15.0, description="seconds between comments on a silent stream")
     send_timeout: Seconds = Field(30.0, description="seconds a client may stall before its stream is cut")
+    header_timeout: Seconds = Field(10.0, description="seconds a request's headers may take to arrive")
+    body_timeout: Seconds = Field(30.0, description="seconds a request's body may take to arrive")
+    max_connections: Count = Field(1024, description="connections open at a time")
     drain_timeout: float = Field(
         25.0, ge=0, le=3600, description="seconds open replies may take after SIGTERM"
     )
@@ -181,8 +200,11 @@ def _read_file(path: Path) -> dict[str, Any]:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"--config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"--config {path}: not YAML: {' '.join(str(error).split())[:200]}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # their words may quote a key
+        mark = getattr(error, "problem_mark", None)
+        line = "" if mark is None else f", line {mark.line + 1}"
+        reason = "not YAML; text that begins with one of * & ! % @ ` needs quotes"
+        raise SettingsError(f"--config {path}{line}: {reason}") from None
     if loaded is None:
         return {}
     if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
@@ -196,6 +218,9 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments: "):  # what follows a misspelt --api-key is a key
+            flags = [word.partition("=")[0] for word in message.split(": ", 1)[1].split() if word[:1] == "-"]
+            message = f"no such option: {', '.join(flags) or 'words without a flag before them'}"
         raise SettingsError(message)
 
 

@@ -47,6 +47,20 @@ class Named:
     reason: str
 
 
+def load_models(settings: Settings) -> list[TextModel]:
+    """`load`, and what an operator reads of it.
+
+    Raises:
+        CauserieError: as `load`.
+    """
+    loaded = load(settings)
+    for one in loaded:
+        log.info("%s", one.summary)
+        for line in prompt_lines(one.model) if settings.show_prompt else ():
+            print(line, flush=True)
+    return [one.model for one in loaded]
+
+
 def load(settings: Settings) -> list[Loaded]:
     """Find, open, prove and load the checkpoints that settings name, or the default one; the first is the
     default model.

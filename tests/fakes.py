@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import Future
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 
 import torch
@@ -18,7 +19,8 @@ from llm.errors import EngineError, EngineStopped
 from llm.grammar import Grammar, Grammars
 from llm.model import Decoder, init_weights
 from llm.runner.eager import EagerRunner
-from llm.sequence import FinishReason, Logprob
+from llm.sequence import FinishReason, Logprob, Sequence
+from llm.terms import DEFAULT_TERMS, Observer, Terms
 from llm.text import TextModel
 from llm.tokenizer import ByteTokenizer
 
@@ -120,7 +122,7 @@ class ScriptedModel:
         self.max_model_len = max_model_len
         self.prompts: list[list[int]] = []
         self.params: list[SamplingParams] = []
-        self.priorities: list[int] = []
+        self.terms: list[Terms] = []
         self.grammars = self.call_grammars = Grammars(self.tokenizer, self.tokenizer.vocab_size)
         self.call_tokenizer = self.tokenizer
         self.grammars_followed: list[Grammar | None] = []
@@ -134,12 +136,16 @@ class ScriptedModel:
         """Counted only."""
         self.num_started += 1
 
-    async def close(self) -> None:
+    async def warm_up(self) -> None:
+        """Warm already."""
+
+    async def close(self, timeout: float | None = None) -> bool:
         """Streams that wait end with EngineStopped."""
         self.num_closed += 1
         for step in self.script:
             if isinstance(step, Gate):
                 step.fail(EngineStopped("the server is stopping"))
+        return True
 
     def stats(self) -> list[EngineStats]:
         """Whatever the test put into `engine`."""
@@ -156,41 +162,64 @@ class ScriptedModel:
         grammar: Grammar | None = None,
         template_ends: bool = True,
         calls: bool = False,
-        priority: int = 0,
+        terms: Terms = DEFAULT_TERMS,
     ) -> AsyncGenerator[TextDelta, None]:
         """The script, once per choice, interleaved; one token per str."""
         self.prompts.append(prompt)
         self.params.append(params)
-        self.priorities.append(priority)
+        self.terms.append(terms)
         self.grammars_followed.append(grammar)
+        with self._observed(prompt, params, n, terms) as observer:
+            async with aclosing(self._follow(prompt, params, n, with_tokens)) as deltas:
+                async for delta in deltas:
+                    if observer is not None:
+                        observer.received(delta)
+                    yield delta
+
+    @contextmanager
+    def _observed(
+        self, prompt: list[int], params: SamplingParams, n: int, terms: Terms
+    ) -> Iterator[Observer | None]:
+        """Tell whoever observes as a TextModel does; its replies start at once."""
+        observer, error = terms.observer, None
+        sequences = [Sequence(prompt, replace(params, choice=i)) for i in range(n)]
+        for sequence in sequences:
+            sequence.started_at = sequence.submitted_at
         self.num_open += 1
-        ended = False
-        last = max(i for i, step in enumerate(self.script) if isinstance(step, str))
-        num_tokens = 0
         try:
-            for i, step in enumerate(self.script):
-                if isinstance(step, Gate):
-                    await step.wait()
-                elif isinstance(step, Exception):
-                    raise step
-                else:
-                    if not num_tokens and params.prompt_logprobs is not None:
-                        scores = (scripted_logprob(token, params.prompt_logprobs) for token in prompt[1:])
-                        yield TextDelta(0, "", 0, prompt_logprobs=tuple(scores))
-                    num_tokens += 1
-                    cut = num_tokens == params.max_tokens and i < last
-                    finish = FinishReason.LENGTH if cut else self.finish if i == last else None
-                    for delta in self._said(step, num_tokens, n, finish, params, with_tokens):
-                        yield delta
-                    if cut:
-                        break
-            ended = True
-        except (EngineError, ValueError):
-            ended = True
+            if observer is not None:
+                observer.submitted(sequences)
+            yield observer
+        except BaseException as raised:
+            error = raised
             raise
         finally:
             self.num_open -= 1
-            self.num_aborted += not ended
+            self.num_aborted += error is not None and not isinstance(error, (EngineError, ValueError))
+            if observer is not None:
+                observer.ended(error)
+
+    async def _follow(
+        self, prompt: list[int], params: SamplingParams, n: int, with_tokens: bool
+    ) -> AsyncGenerator[TextDelta, None]:
+        last = max(i for i, step in enumerate(self.script) if isinstance(step, str))
+        num_tokens = 0
+        for i, step in enumerate(self.script):
+            if isinstance(step, Gate):
+                await step.wait()
+            elif isinstance(step, Exception):
+                raise step
+            else:
+                if not num_tokens and params.prompt_logprobs is not None:
+                    scores = (scripted_logprob(token, params.prompt_logprobs) for token in prompt[1:])
+                    yield TextDelta(0, "", 0, prompt_logprobs=tuple(scores))
+                num_tokens += 1
+                cut = num_tokens == params.max_tokens and i < last
+                finish = FinishReason.LENGTH if cut else self.finish if i == last else None
+                for delta in self._said(step, num_tokens, n, finish, params, with_tokens):
+                    yield delta
+                if cut:
+                    break
 
     def _said(
         self,
@@ -210,23 +239,17 @@ class ScriptedModel:
         for choice in range(n):
             yield TextDelta(choice, text, 1, finish, tokens, timing=timing)
 
-    async def embed(self, prompt: list[int], *, priority: int = 0) -> list[float]:
+    async def embed(self, prompt: list[int], *, terms: Terms = DEFAULT_TERMS) -> list[float]:
         """The prompt's length and its first id, once the script's gates are open and its errors raised."""
         self.prompts.append(prompt)
-        self.priorities.append(priority)
-        self.num_open += 1
-        ended = False
-        try:
+        self.terms.append(terms)
+        with self._observed(prompt, SamplingParams(max_tokens=1), 1, terms):
             for step in self.script:
                 if isinstance(step, Gate):
                     await step.wait()
                 elif isinstance(step, Exception):
                     raise step
-            ended = True
-            return [float(len(prompt)), float(prompt[0])]
-        finally:
-            self.num_open -= 1
-            self.num_aborted += not ended
+        return [float(len(prompt)), float(prompt[0])]
 
 
 def scripted_logprob(token_id: int, num_top: int) -> Logprob:

@@ -33,6 +33,7 @@ TORCH_FREE = (
     "llm/sequence.py",
     "llm/blocks.py",
     "llm/scheduler.py",
+    "llm/waiting.py",
     "llm/detokenizer.py",
 )
 ALLOWED = {"llm/pull/download.py": {"httpx"}}
@@ -41,6 +42,7 @@ ONLY_HERE = {
     "sse_starlette": "server/sse.py",
     "pydantic_settings": "server/settings.py",
     "huggingface_hub": "llm/pull/hub.py",
+    "prometheus_client": "server/metrics.py",
 }
 
 

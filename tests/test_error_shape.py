@@ -20,7 +20,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm.errors import EngineStopped, StepFailed
+from llm.errors import (
+    DeadlinePassed,
+    EngineStopped,
+    OutOfMemory,
+    QueueTimeout,
+    ReaderTooSlow,
+    StepFailed,
+)
 from server.api.chat import IGNORED, UNBUILT, ChatRequest
 from server.api.completions import CompletionRequest
 from server.api.embeddings import EmbeddingRequest
@@ -86,6 +93,10 @@ def test_no_key_or_a_wrong_one(path: str, sent: str | None) -> None:
 FAILURES = [
     (EngineStopped("cuda:0 at 0x7f is gone"), 503, "engine_stopped"),
     (StepFailed("cuda:0 at 0x7f is out of memory"), 500, "step_failed"),
+    (OutOfMemory("cuda:0 at 0x7f is out of memory"), 503, "out_of_memory"),
+    (QueueTimeout("no turn came within 30 s"), 503, "queue_timeout"),
+    (DeadlinePassed("too long"), 504, "deadline_exceeded"),
+    (ReaderTooSlow("nobody reads"), 408, "reader_too_slow"),
     (ValueError("/secret/path: 'hello' at 0x7f"), 500, "internal_error"),
 ]
 
@@ -101,9 +112,9 @@ def test_a_failure_before_the_first_token_is_a_response(
         answer = call(app, path, BASE[path] | ({"stream": True} if stream else {}), x_request_id="trace-7")
     check(answer, status, code, None)
     assert answer.headers.get("retry-after", "").isdigit() == (status == 503)
-    assert answer.headers.get("x-should-retry") == ("false" if status == 500 else None)
+    assert answer.headers.get("x-should-retry") == (None if status == 503 else "false")
     assert answer.headers["x-request-id"] == "trace-7"
-    assert ("trace-7" in answer.error["message"]) == (status == 500)
+    assert ("trace-7" in answer.error["message"]) == (status == 500 or code == "out_of_memory")
     assert not re.search(rb"secret|hello|0x7f|cuda", answer.body), "nothing of ours leaks"
     assert "trace-7" in caplog.text and str(error) in caplog.text, "the log has it"
 
@@ -237,14 +248,39 @@ def test_the_document_lists_every_code_and_no_other() -> None:
     assert used == {code for _, code in documented()}
 
 
+MET_ELSEWHERE = {
+    (400, "invalid_http"),
+    (403, "host_not_allowed"),
+    (403, "origin_not_allowed"),
+    (408, "request_timeout"),
+    (429, "concurrency_limit_exceeded"),
+    (429, "queue_full"),
+    (429, "rate_limit_exceeded"),
+    (431, "headers_too_large"),
+    (503, "model_loading"),
+    (503, "server_draining"),
+    (503, "too_many_connections"),
+}
+"""By tests/server/test_{connection,cors,limits,lifecycle}.py."""
+
+
+def test_what_is_met_elsewhere_is() -> None:
+    tests = "".join(
+        (ROOT / f"tests/server/test_{name}.py").read_text()
+        for name in ("connection", "cors", "limits", "lifecycle")
+    )
+    assert not {code for _, code in MET_ELSEWHERE if f'"{code}"' not in tests}
+
+
 def test_the_tables_have_every_row_of_the_document() -> None:
     met = {(status, code) for table in TABLES for _, _, status, code, _ in table()}
     met |= {(status, code) for _, status, code in FAILURES}
     met |= {(401, "invalid_api_key"), (404, "route_not_found"), (405, "method_not_allowed")}
+    met |= MET_ELSEWHERE
     assert met == documented()
 
 
 def documented() -> set[tuple[int, str]]:
     text = (ROOT / "docs/api.md").read_text()
-    rows = re.findall(r"^\| (\d{3}) \| `(\w+)` \|", text, re.MULTILINE)
-    return {(int(status), code) for status, code in rows}
+    rows = re.findall(r"^\| (\d{3}) \| ((?:`\w+`(?:, )?)+) \|", text, re.MULTILINE)
+    return {(int(status), code) for status, codes in rows for code in re.findall(r"\w+", codes)}

@@ -289,7 +289,7 @@ def check(answer: Answer, status: int, code: str, param: str | None) -> None:
     """The status, the code, the field, and a response in shape."""
     assert (answer.status, answer.error["code"]) == (status, code), answer.body
     assert answer.error["param"] == param, answer.body
-    kind = {401: "authentication_error"}.get(
+    kind = {401: "authentication_error", 429: "rate_limit_error"}.get(
         status, "invalid_request_error" if status < 500 else "server_error"
     )
     assert answer.error["type"] == kind

@@ -98,7 +98,8 @@ class Drive:
 
 def replies(prompt: list[int], params: SamplingParams, n: int) -> list[Sequence]:
     """n replies to one prompt: the first leads, the others fork from it."""
-    leader, *forks = (Sequence(prompt, replace(params, choice=i), priority=i % 2) for i in range(n))
+    terms = {"priority": len(prompt) % 2, "client": str(len(prompt) % 3)}
+    leader, *forks = (Sequence(prompt, replace(params, choice=i), **terms) for i in range(n))  # type: ignore[arg-type]
     leader.forks = list(forks)
     for fork in forks:
         fork.leader = leader

@@ -23,7 +23,7 @@ def test_the_file_tree_is_the_file_tree() -> None:
             named.add(name)
         else:
             named.add(parent + name)
-    rooms = {"llm", "server", "clients", "checkpoints", "docs", "tests"}
+    rooms = {"llm", "server", "clients", "checkpoints", "docs", "deploy", "tests"}
     there = {"causerie.py"} | {f"{room}/" for room in rooms}
     for room in rooms - {"docs"}:
         there |= {f"{room}/{p.name}/" for p in (ROOT / room).iterdir() if p.is_dir() and is_ours(p)}
@@ -63,4 +63,4 @@ def test_its_curl_is_a_request() -> None:
 
 
 def test_it_stays_short() -> None:
-    assert len(README.splitlines()) <= 160
+    assert len(README.splitlines()) <= 190

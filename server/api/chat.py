@@ -44,6 +44,7 @@ from server.api.structured import UNBUILT_FORMS, StructuredFields, compile_gramm
 from server.api.tools import ToolFields, ToolUse, to_tool_use
 from server.body import read_object
 from server.errors import invalid
+from server.limits import limits_of
 from server.registry import registry_of
 from server.settings import Settings, settings_of
 from server.sse import finish_unless_gone, open_stream
@@ -107,6 +108,7 @@ async def chat_completions(request: Request) -> Response:
     use = to_tool_use(asked)
     rendering = to_rendering(asked, use.tools)
     form = grammar_spec(asked)
+    ticket = limits_of(request).admit(request, model, asked.n or 1)
     asked_tokens = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
     limit = limit_tokens(asked_tokens, model.defaults, settings.default_max_tokens)
     drop = asked.truncation == "drop_oldest"
@@ -129,7 +131,7 @@ async def chat_completions(request: Request) -> Response:
         grammar=grammar,
         template_ends=not asked.ignore_eos,
         calls=bool(use.tools),
-        priority=asked.priority or 0,
+        terms=ticket.terms(asked.priority),
     )
     calls = model.template.tool_format if use.tools else None
     only_calls = bool(use.tools) and use.choice != "auto"

@@ -39,6 +39,7 @@ from server.api.shapes import Completion, ok_or_stream
 from server.api.structured import UNBUILT_FORMS, StructuredFields, compile_grammar, grammar_spec
 from server.body import read_object
 from server.errors import invalid
+from server.limits import limits_of
 from server.registry import registry_of
 from server.settings import Settings, settings_of
 from server.sse import finish_unless_gone, open_stream
@@ -91,7 +92,9 @@ async def completions(request: Request) -> Response:
     headers = _check_fields(asked, settings)
     model = registry_of(request).get(asked.model)
     form = grammar_spec(asked)
-    named = [(path, await _prompt_ids(model, asked, one, path)) for path, one in each(asked.prompt, "prompt")]
+    sent = each(asked.prompt, "prompt")
+    ticket = limits_of(request).admit(request, model, len(sent) * (asked.n or 1))
+    named = [(path, await _prompt_ids(model, asked, one, path)) for path, one in sent]
     num_tokens = sum(len(ids) for _, ids in named) * (asked.n or 1)
     check_scores("prompt_logprobs", num_tokens, asked.prompt_logprobs)
     check_scores("logprobs", num_tokens, asked.logprobs if asked.echo else None)
@@ -107,7 +110,7 @@ async def completions(request: Request) -> Response:
             with_tokens=shown.num_top is not None or shown.token_ids or plan.per_token,
             grammar=grammar,
             template_ends=False,
-            priority=asked.priority or 0,
+            terms=ticket.terms(asked.priority),
         )
         for (_, ids), params in zip(named, drawn, strict=True)
     ]

@@ -26,6 +26,7 @@ from server.api.inputs import Input, check_length, each, to_ids
 from server.api.shapes import Embeddings, ok
 from server.body import read_object
 from server.errors import invalid
+from server.limits import limits_of
 from server.registry import registry_of
 from server.settings import settings_of
 from server.sse import finish_unless_gone
@@ -57,8 +58,11 @@ async def embeddings(request: Request) -> JSONResponse:
     refuse_unbuilt(asked, UNBUILT)
     headers = report(ignored(asked, UNBUILT), strict=settings.strict)
     model = registry_of(request).get(asked.model)
-    prompts = [await _prompt(model, one, path) for path, one in each(asked.input, "input")]
-    vectors = await finish_unless_gone(request, _together([model.embed(prompt) for prompt in prompts]))
+    sent = each(asked.input, "input")
+    ticket = limits_of(request).admit(request, model, len(sent))
+    prompts = [await _prompt(model, one, path) for path, one in sent]
+    work = [model.embed(prompt, terms=ticket.terms(None)) for prompt in prompts]
+    vectors = await finish_unless_gone(request, _together(work))
     write = to_base64 if asked.encoding_format == "base64" else list
     num_tokens = sum(map(len, prompts))
     return JSONResponse(

@@ -1,4 +1,4 @@
-"""GET /health and /version. Healthy means that the engines make progress, not that a socket answers."""
+"""GET /live, /ready, /health and /version. Alive is who makes progress, not whose socket answers."""
 
 from __future__ import annotations
 
@@ -9,32 +9,42 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from llm.engine import EngineStats
 from server import __version__
-from server.api.shapes import Health, Version, ok
-from server.registry import registry_of
-
-STALL_SECONDS = 60.0
+from server.api.shapes import Health, State, Version, ok
+from server.errors import RETRY_SECONDS
+from server.lifecycle import Phase, lifecycle_of
 
 router = APIRouter()
 
 
-def condition(engine: EngineStats) -> str:
-    """ok, dead (its thread is gone) or stalled (work, and no step for a minute)."""
-    if not engine.alive:
-        return "dead"
-    return "stalled" if engine.num_running > 0 and engine.seconds_since_step > STALL_SECONDS else "ok"
+@router.head("/live", include_in_schema=False)
+@router.get("/live", responses=ok(State) | ok(State, status=503))
+async def live(request: Request) -> JSONResponse:
+    """200 unless an engine is dead or stalled: then a restart helps. No key needed."""
+    status = lifecycle_of(request).liveness()
+    return JSONResponse({"status": status}, 200 if status == "ok" else 503)
+
+
+@router.head("/ready", include_in_schema=False)
+@router.get("/ready", responses=ok(State) | ok(State, status=503))
+async def ready(request: Request) -> JSONResponse:
+    """200 from the first token on until the server is asked to stop; no key needed."""
+    status = lifecycle_of(request).readiness()
+    if status == "ready":
+        return JSONResponse({"status": status})
+    return JSONResponse({"status": status}, 503, headers={"retry-after": str(RETRY_SECONDS)})
 
 
 @router.head("/health", include_in_schema=False)
 @router.get("/health", responses=ok(Health) | ok(Health, status=503))
 async def health(request: Request) -> JSONResponse:
     """200 when every engine is ok, else 503; no key needed."""
+    life = lifecycle_of(request)
     engines = [
         {
-            "model": model.name,
+            "model": model,
             "device": engine.device,
-            "status": condition(engine),
+            "status": life.condition(engine),
             "num_running": engine.num_running,
             "num_waiting": engine.num_waiting,
             "num_steps": engine.num_steps,
@@ -44,17 +54,17 @@ async def health(request: Request) -> JSONResponse:
             "num_free_blocks": engine.num_free_blocks,
             "num_blocks": engine.num_blocks,
         }
-        for model in registry_of(request).models
-        for engine in model.stats()
+        for model, engine in life.engines()
     ]
-    worst = next((e["status"] for e in engines if e["status"] != "ok"), "ok")
+    status = "loading" if life.phase is Phase.LOADING else life.liveness()
     answer = {
-        "status": worst,
+        "status": status,
+        "phase": life.phase.value,
         "pid": os.getpid(),
         "loop_cpu_seconds": time.thread_time(),  # of this thread, which is the event loop's
         "engines": engines,
     }
-    return JSONResponse(answer, 200 if worst == "ok" else 503)
+    return JSONResponse(answer, 200 if status == "ok" else 503)
 
 
 @router.get("/version", responses=ok(Version))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Discriminator, Field, Tag
@@ -18,7 +19,10 @@ from server.api.sampling import TokenId
 from server.errors import invalid
 
 MAX_INPUTS = 64
-IN_THREAD_SIZE = 16 << 10
+IN_THREAD_SIZE, ALONE_SIZE = 4 << 10, 64 << 10
+"""Characters or ids: work of more leaves the event loop, work of more again waits for its turn."""
+_ALONE = ThreadPoolExecutor(1, "long-text")
+"""Threads that all compute have the interpreter in turns of milliseconds; the event loop is one of them."""
 
 T = TypeVar("T")
 
@@ -95,12 +99,19 @@ async def encode_text(model: TextModel, text: str, *, begins: bool = True) -> li
 
 
 async def off_loop(size: int, work: Callable[[], T]) -> T:
-    """Do some work on text or ids; in a worker thread when there is much of it.
+    """Do some work on text or ids; in a worker thread when there is much of it, one at a time when there is
+    very much. Others have their turn before the caller goes on with the next of many.
 
     Args:
         size: characters or ids.
     """
-    return await asyncio.to_thread(work) if size > IN_THREAD_SIZE else work()
+    if size > ALONE_SIZE:
+        return await asyncio.get_running_loop().run_in_executor(_ALONE, work)
+    if size > IN_THREAD_SIZE:
+        return await asyncio.to_thread(work)
+    done = work()
+    await asyncio.sleep(0)
+    return done
 
 
 def check_length(num_tokens: int, limit: int, param: str) -> None:

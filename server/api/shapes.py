@@ -283,6 +283,15 @@ class Rendered(Shape):
     token_ids: list[int]
 
 
+Phase = Literal["loading", "warming", "ready", "draining", "dead"]
+
+
+class State(Shape):
+    """One word for a probe."""
+
+    status: Phase | Literal["ok", "stalled"]
+
+
 class Health(Shape):
     """Whether every engine makes progress."""
 
@@ -301,7 +310,8 @@ class Health(Shape):
         num_free_blocks: int
         num_blocks: int
 
-    status: Literal["ok", "dead", "stalled"]
+    status: Literal["ok", "loading", "dead", "stalled"]
+    phase: Phase
     pid: int
     loop_cpu_seconds: float
     engines: list[Engine]

@@ -7,12 +7,14 @@ Nothing is computed and no prompt is too long for the context: counting is what 
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter
 from pydantic import Field
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
 from llm.text import TextModel
 from server.api.conversation import RenderingFields, encode, to_messages, to_rendering
@@ -29,6 +31,7 @@ from server.settings import settings_of
 
 MAX_IDS = 1 << 20
 """About as many as a body of two megabytes has room for."""
+SLICE = 8 << 10
 
 router = APIRouter()
 
@@ -66,7 +69,7 @@ EITHER["requestBody"]["content"]["application/json"]["schema"] = {
 
 
 @router.post("/tokenize", openapi_extra=EITHER, responses=ok(Tokenized))
-async def tokenize(request: Request) -> JSONResponse:
+async def tokenize(request: Request) -> Response:
     """The ids a model would read for this text, or for this conversation."""
     settings = settings_of(request)
     body = await read_object(request, settings.max_body_bytes)
@@ -77,8 +80,9 @@ async def tokenize(request: Request) -> JSONResponse:
     strings = None
     if asked.return_token_strs:
         strings = await off_loop(len(ids), lambda: [token_name(model.tokenizer, token) for token in ids])
-    answer = {"count": len(ids), "max_model_len": model.max_model_len, "tokens": ids, "token_strs": strings}
-    return JSONResponse(answer, headers=headers)
+    counts = {"count": len(ids), "max_model_len": model.max_model_len}
+    written = await off_loop(len(ids), lambda: write_answer(counts, {"tokens": ids, "token_strs": strings}))
+    return Response(written, headers=headers, media_type="application/json")
 
 
 @router.post("/detokenize", openapi_extra=describe(DetokenizeRequest), responses=ok(Detokenized))
@@ -91,6 +95,22 @@ async def detokenize(request: Request) -> JSONResponse:
     check_ids(asked.tokens, model, "tokens")
     text = await off_loop(len(asked.tokens), lambda: model.tokenizer.decode(asked.tokens))
     return JSONResponse({"prompt": text}, headers=headers)
+
+
+def write_answer(counts: dict[str, int], lists: Mapping[str, list[int] | list[str] | None]) -> bytes:
+    """The JSON of an answer. Written in slices, because one call that writes a million ids would keep the
+    interpreter from every other thread until it is done.
+    """
+    parts = [_json(counts)[1:-1]]
+    for name, items in lists.items():
+        slices = [] if items is None else [items[i : i + SLICE] for i in range(0, len(items), SLICE)]
+        whole = "null" if items is None else f"[{','.join(_json(part)[1:-1] for part in slices)}]"
+        parts.append(f'"{name}":{whole}')
+    return f"{{{','.join(parts)}}}".encode()
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def _parse(body: dict[str, Any]) -> TokenizeRequest | TokenizeChatRequest:

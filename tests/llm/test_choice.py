@@ -143,4 +143,4 @@ def test_scored_prompts_pass_through() -> None:
 def test_an_engine_that_cannot_go_on_raises(finish: FinishReason, error: type[Exception]) -> None:
     choice = Choice(Sequence([1], SamplingParams(2)), ByteTokenizer(), strip=True, with_tokens=False)
     with pytest.raises(error):
-        choice.take(TokenEvent(0, None, finish, "no luck"))
+        choice.take(TokenEvent(0, None, finish, StepFailed("no luck")))

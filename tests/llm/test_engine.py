@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import queue
+import threading
 
 import pytest
 import torch
 
 from llm.config import EngineConfig, SamplingParams
 from llm.engine import Engine
-from llm.errors import EngineStopped
+from llm.errors import DeviceLost, EngineStopped, OutOfMemory
 from llm.runner import StepOutput
 from llm.runner.eager import EagerRunner
 from llm.scheduler import Batch
@@ -181,5 +182,95 @@ def test_when_the_thread_dies_every_sequence_ends_and_no_more_are_taken(
         engine.submit(greedy(1))
     assert not engine.stats().alive
     assert "thread ends" in caplog.text
+    engine.stop()
+    engine.scheduler.check_integrity()
+
+
+class FrozenRunner(EagerRunner):
+    """Its forward pass returns when told."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)  # type: ignore[arg-type]
+        self.entered, self.go_on = threading.Event(), threading.Event()
+
+    def run(self, batch: Batch) -> StepOutput:
+        self.entered.set()
+        assert self.go_on.wait(60)
+        return super().run(batch)
+
+
+def test_a_frozen_engine_says_so_and_can_be_left_behind() -> None:
+    runner = FrozenRunner(tiny_model(), CONFIG)
+    engine = Engine(runner, CONFIG, 257, Listener())
+    engine.start()
+    assert not engine.stats().stalled(0.0), "idle is not stalled, however long"
+    engine.submit(greedy(1))
+    assert runner.entered.wait(60)
+    while not engine.stats().stalled(0.001):
+        pass
+    assert not engine.stats().stalled(60.0)
+    assert not engine.stop(timeout=0.01)
+    runner.go_on.set()
+    assert engine.stop(timeout=60)
+
+
+def test_work_that_nobody_takes_up_counts_as_a_stall() -> None:
+    engine = Engine(EagerRunner(tiny_model(), CONFIG), CONFIG, 257, Listener())
+    engine._last_step -= 1000  # it has been idle for long
+    engine.submit(greedy(1))  # its thread was never started
+    assert not engine.stats().stalled(30.0), "it counts from when the work came"
+    while not engine.stats().stalled(0.001):
+        pass
+
+
+class LostRunner(EagerRunner):
+    """Its device goes at the second step."""
+
+    num_passes = 0
+
+    def run(self, batch: Batch) -> StepOutput:
+        self.num_passes += 1
+        if self.num_passes == 2:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return super().run(batch)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # that is the point here
+def test_a_lost_device_fails_its_batch_and_ends_the_engine() -> None:
+    config = EngineConfig(max_model_len=64, max_num_seqs=1, max_num_batched_tokens=64, block_size=4)
+    listener = Listener()
+    engine = Engine(LostRunner(tiny_model(), config), config, 257, listener)
+    running, waiting = greedy(1), greedy(2)
+    engine.submit(running)
+    engine.submit(waiting)
+    engine.start()
+    ends = listener.until_finished(2)
+    assert isinstance(ends[running.id].error, DeviceLost)
+    assert ends[waiting.id].finish is FinishReason.ABORT
+    engine.stop()
+    assert not engine.stats().alive
+
+
+class FullRunner(EagerRunner):
+    """Has no memory for three sequences."""
+
+    def run(self, batch: Batch) -> StepOutput:
+        if len(batch.chunks) > 2:
+            raise torch.OutOfMemoryError("no memory")
+        return super().run(batch)
+
+
+def test_without_memory_the_batch_ends_and_a_smaller_one_runs(caplog: pytest.LogCaptureFixture) -> None:
+    listener = Listener()
+    engine = Engine(FullRunner(tiny_model(), CONFIG), CONFIG, 257, listener)
+    batch = [greedy(i) for i in range(3)]
+    for sequence in batch:
+        engine.submit(sequence)
+    engine.start()
+    ends = listener.until_finished(3)
+    assert all(isinstance(end.error, OutOfMemory) for end in ends.values())
+    assert len({id(end.error) for end in ends.values()}) == 3, "each its own: raising one changes it"
+    engine.submit(after := greedy(1))
+    assert listener.until_finished(1)[after.id].finish is FinishReason.LENGTH
     engine.stop()
     engine.scheduler.check_integrity()

@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 
+from llm.choice import TextDelta
 from llm.config import SamplingParams
-from llm.errors import ContextLengthExceeded, EngineStopped, StepFailed
+from llm.errors import (
+    ContextLengthExceeded,
+    DeadlinePassed,
+    EngineStopped,
+    QueueTimeout,
+    ReaderTooSlow,
+    StepFailed,
+)
+from llm.mailbox import EVENTS_PER_SEQUENCE
+from llm.runner import StepOutput
+from llm.scheduler import Batch
 from llm.sequence import FinishReason
+from llm.sequence import Sequence as TokenSequence
+from llm.terms import Terms
 from llm.text import TextModel
 from tests.fakes import tiny_model, tiny_text_model
 
@@ -171,3 +189,135 @@ def test_a_stop_string_ends_the_sequence_in_the_engine_too() -> None:
         return num_tokens
 
     assert asyncio.run(ask()) < 8000
+
+
+class Diary:
+    """An observer that writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def submitted(self, sequences: Sequence[TokenSequence]) -> None:
+        self.notes.append(f"submitted {len(sequences)}")
+
+    def received(self, delta: TextDelta) -> None:
+        self.notes.append(f"{delta.choice}:{delta.finish}" if delta.finish else "token")
+
+    def ended(self, error: BaseException | None) -> None:
+        self.notes.append(f"ended {type(error).__name__}")
+
+
+def test_an_observer_hears_of_every_delta_and_of_one_end() -> None:
+    async def watched(leave: bool) -> list[str]:
+        model, diary = tiny_text_model(), Diary()
+        model.start()
+        stream = model.stream([65], replace(GREEDY, max_tokens=3), 2, terms=Terms(observer=diary))
+        async with aclosing(stream):
+            async for _ in stream:
+                if leave:
+                    break
+        vector = Diary()
+        await model.embed([65], terms=Terms(observer=vector))
+        assert vector.notes == ["submitted 1", "ended NoneType"]
+        await model.close()
+        return diary.notes
+
+    whole = asyncio.run(watched(leave=False))
+    assert whole[0] == "submitted 2" and whole[-1] == "ended NoneType"
+    assert sorted(whole[1:-1]) == ["0:length", "1:length", *["token"] * 4]
+    assert asyncio.run(watched(leave=True)) == ["submitted 2", "token", "ended GeneratorExit"]
+
+
+def test_a_request_whose_turn_does_not_come_gives_up_and_one_that_runs_does_not() -> None:
+    async def wait() -> None:
+        model = tiny_text_model(tiny_model(num_positions=4096), max_model_len=4096, max_num_seqs=1)
+        model.start()
+        terms = Terms(queue_timeout=0.01)
+        long = replace(GREEDY, max_tokens=4000)
+        running, waiting = (model.stream([65 + i], long, terms=terms) for i in range(2))
+        await anext(running)
+        with pytest.raises(QueueTimeout, match=r"within 0\.01 s"):
+            await anext(waiting)
+        await anext(running)
+        await running.aclose()
+        assert not model._mailboxes
+        await model.close()
+
+    asyncio.run(wait())
+
+
+def test_a_request_ends_at_its_deadline_wherever_it_is() -> None:
+    async def wait() -> None:
+        model = tiny_text_model(tiny_model(num_positions=4096), max_model_len=4096, max_num_seqs=1)
+        model.start()
+        long = replace(GREEDY, max_tokens=4000)
+        terms = Terms(deadline=time.monotonic() + 0.1)
+        running, waiting = (model.stream([65 + i], long, terms=terms) for i in range(2))
+        await anext(running)
+        with pytest.raises(DeadlinePassed):
+            await anext(waiting)
+        with pytest.raises(DeadlinePassed):
+            async for _ in running:
+                pass
+        while model.stats()[0].num_running:
+            await asyncio.sleep(0)
+        await model.close()
+
+    asyncio.run(wait())
+
+
+def test_a_reply_that_nobody_takes_is_ended_and_the_engine_goes_on() -> None:
+    async def neglect() -> None:
+        model = tiny_text_model(tiny_model(num_positions=4096), max_model_len=4096)
+        model.start()
+        neglected = model.stream([65], replace(GREEDY, max_tokens=4000))
+        await anext(neglected)
+        while model.stats()[0].num_tokens < EVENTS_PER_SEQUENCE + 10:
+            await asyncio.sleep(0)
+        assert await whole(model, GREEDY)
+        num_read = 1
+        with pytest.raises(ReaderTooSlow):
+            async for _ in neglected:
+                num_read += 1
+        assert num_read == EVENTS_PER_SEQUENCE + 1, "what was there could still be read"
+        await model.close()
+
+    asyncio.run(neglect())
+
+
+def test_closing_tells_readers_also_when_the_engine_is_frozen() -> None:
+    async def close() -> None:
+        model = tiny_text_model()
+        (engine,) = model.engines
+        entered, go_on, run = threading.Event(), threading.Event(), engine.runner.run
+
+        def frozen(batch: Batch) -> StepOutput:
+            entered.set()
+            assert go_on.wait(60)
+            return run(batch)
+
+        engine.runner.run = frozen  # type: ignore[method-assign]
+        model.start()
+        reading = asyncio.create_task(whole(model, GREEDY))
+        while not entered.is_set():
+            await asyncio.sleep(0)
+        assert not await model.close(timeout=0.01)
+        with pytest.raises(EngineStopped, match="stopping"):
+            await reading
+        go_on.set()
+        assert await model.close(timeout=60)
+
+    asyncio.run(close())
+
+
+def test_warming_up_draws_a_token_on_every_engine_and_fails_where_one_cannot() -> None:
+    async def warm() -> None:
+        model = tiny_text_model()
+        model.start()
+        await model.warm_up()
+        assert model.stats()[0].num_tokens == 1 and not model._mailboxes
+        await model.close()
+        with pytest.raises(EngineStopped):
+            await model.warm_up()
+
+    asyncio.run(warm())

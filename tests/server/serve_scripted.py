@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging.config
 import sys
 
-from server.__main__ import listen_on, log_config, run
+from server.__main__ import listen_on, run
+from server.logs import log_config
 from server.settings import Settings
 from tests.fakes import Gate, ScriptedModel
 

@@ -114,7 +114,7 @@ def test_fields_reach_the_engine() -> None:
     call(app_of(model), PATH, HI | fields)
     (params,) = model.params
     assert (params.logprobs, params.prompt_logprobs, params.temperature, params.seed) == (3, 2, 0.0, 9)
-    assert model.priorities == [-4]
+    assert [terms.priority for terms in model.terms] == [-4]
 
 
 def test_seeds_of_several_prompts() -> None:

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm.errors import StepFailed
+from llm.terms import DEFAULT_TERMS, Terms
 from llm.tokenizer import ByteTokenizer
 from server.api.embeddings import normalise, to_base64
 from tests.fakes import Gate, ScriptedModel, tiny_text_model
@@ -143,9 +144,9 @@ def test_a_failure_is_one_error_and_ends_all(error: Exception, status: int, code
 class HalfBroken(ScriptedModel):
     """Waits for ever with inputs that begin with an a, and fails on others once it does."""
 
-    async def embed(self, prompt: list[int], *, priority: int = 0) -> list[float]:
+    async def embed(self, prompt: list[int], *, terms: Terms = DEFAULT_TERMS) -> list[float]:
         if prompt[0] == 97:
-            return await super().embed(prompt, priority=priority)
+            return await super().embed(prompt, terms=terms)
         while not self.num_open:
             await asyncio.sleep(0)
         raise StepFailed("no")

@@ -15,9 +15,9 @@ from tests.server.wire import app_of, call
     ("engine", "status", "word"),
     [
         ({}, 200, "ok"),
-        ({"num_running": 3, "seconds_since_step": 59.0}, 200, "ok"),
+        ({"num_running": 3, "seconds_since_step": 29.0}, 200, "ok"),
         ({"num_running": 0, "seconds_since_step": 1e6}, 200, "ok"),
-        ({"num_running": 1, "seconds_since_step": 61.0}, 503, "stalled"),
+        ({"num_running": 1, "seconds_since_step": 31.0}, 503, "stalled"),
         ({"alive": False}, 503, "dead"),
     ],
 )

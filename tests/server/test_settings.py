@@ -58,7 +58,7 @@ def test_checkpoints_repeat_and_split(tmp_path: Path, monkeypatch: pytest.Monkey
     [
         (["--prot", "1"], "--prot"),
         (["--por", "1"], "--por"),
-        (["stray"], "stray"),
+        (["stray"], "words without a flag"),
         (["--port", "many"], "--port"),
         (["--port", "65536"], "--port"),
         (["--max-num-seqs", "0"], "--max-num-seqs"),

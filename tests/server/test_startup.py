@@ -74,6 +74,7 @@ def test_a_checkpoint_on_disk_answers_when_the_app_starts(tmp_path: Path) -> Non
 
     async def talk() -> list[Answer]:
         async with app.router.lifespan_context(app):
+            assert await app.state.lifecycle.until_ready()
             body = {"messages": [{"role": "user", "content": "what is a token?"}], "max_tokens": 4, "seed": 1}
             return [await ask(app, CHAT, body), await ask(app, "/v1/models/mine"), await ask(app, "/health")]
 
@@ -95,6 +96,7 @@ def test_several_checkpoints_each_answer_to_their_name(tmp_path: Path) -> None:
 
     async def talk() -> list[Answer]:
         async with app.router.lifespan_context(app):
+            assert await app.state.lifecycle.until_ready()
             body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 8, "temperature": 0}
             asked = [ask(app, CHAT, body | {"model": name}) for name in ("one", "mine", "default", "two")]
             return [await ask(app, "/v1/models"), *[await one for one in asked]]

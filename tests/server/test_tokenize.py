@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm.tokenizer import ByteTokenizer
+from server.api.tokenize import SLICE, write_answer
 from tests.fakes import ScriptedModel
 from tests.server.wire import HELLO, app_of, call
 
@@ -43,6 +45,14 @@ def test_messages_become_the_ids_a_chat_would_have() -> None:
 def test_a_prompt_that_no_context_could_hold_is_counted_all_the_same() -> None:
     assert call(APP, "/tokenize", {"prompt": "a" * 100_000}).json["count"] == 100_000
     assert call(APP, "/detokenize", {"tokens": [97] * 100_000}).json["prompt"] == "a" * 100_000
+
+
+@pytest.mark.parametrize("num", [0, 1, SLICE - 1, SLICE, SLICE + 1, 3 * SLICE])
+def test_an_answer_written_in_slices_is_the_answer(num: int) -> None:
+    lists = {"tokens": list(range(num)), "token_strs": [f'"é{i}\n' for i in range(num)], "none": None}
+    written = write_answer({"count": num}, lists)
+    assert json.loads(written) == {"count": num, **lists}
+    assert written == json.dumps({"count": num, **lists}, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 class BeginningTokenizer(ByteTokenizer):

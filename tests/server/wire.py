@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message
 
 from server.app import create_app
+from server.connection import connection_class
 from server.settings import Settings
 from tests.fakes import ScriptedModel
 
@@ -153,13 +154,13 @@ def call(app: ASGIApp, path: str, body: Any = None, method: str | None = None, *
 
 
 @contextmanager
-def live(app: FastAPI) -> Iterator[str]:
-    """A real server on a free port, in a thread; yields its URL."""
+def live(app: FastAPI, **config: Any) -> Iterator[str]:
+    """A real server on a free port, in a thread, with these options of uvicorn's; yields its URL."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen()  # clients that come before the server is up wait in line
-    config = uvicorn.Config(app, http="h11", ws="none", log_level="error", timeout_graceful_shutdown=5)
-    server = uvicorn.Server(config)
+    options = {"ws": "none", "log_level": "error", "timeout_graceful_shutdown": 5, **config}
+    server = uvicorn.Server(uvicorn.Config(app, http=connection_class(app.state.settings), **options))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

@@ -1,0 +1,126 @@
+"""What a ticket counts is what the client saw."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from llm.errors import QueueTimeout, StepFailed
+from llm.sequence import FinishReason
+from tests.fakes import Gate, ScriptedModel
+from tests.server.wire import CHAT, HELLO, Connection, app_of, ask, call
+
+
+def counts(app: Any, *names: str) -> dict[str, float]:
+    """Samples that are not 0, without their prefix: request_success_total{finished_reason="stop"}."""
+    text = app.state.metrics.render()[0].decode()
+    found = {}
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            name, _, value = line.rpartition(" ")
+            name = name.removeprefix("causerie:").replace('model_name="scripted",', "")
+            name = name.replace(',model_name="scripted"', "").replace('{model_name="scripted"}', "")
+            if float(value) and any(name.startswith(one) for one in names):
+                found[name] = float(value)
+    return found
+
+
+def test_a_reply_is_counted_as_its_usage() -> None:
+    app = app_of(ScriptedModel("a", "b", "c"))
+    usage = call(app, CHAT, HELLO | {"n": 2}).json["usage"]
+    assert counts(app, "prompt_tokens", "generation_tokens", "request_success", "cancelled", "rejected") == {
+        "prompt_tokens_total": usage["prompt_tokens"],
+        "generation_tokens_total": usage["completion_tokens"],
+        'request_success_total{finished_reason="stop"}': 2,
+    }
+    histograms = ("time_to_first_token_seconds_count", "inter_token_latency_seconds_count")
+    assert counts(
+        app, *histograms, "e2e_request_latency_seconds_count", "request_queue_time_seconds_count"
+    ) == {
+        "time_to_first_token_seconds_count": 2,
+        "inter_token_latency_seconds_count": 4,
+        "e2e_request_latency_seconds_count": 2,
+        "request_queue_time_seconds_count": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (ScriptedModel("a", finish=FinishReason.LENGTH), "length"),
+        (ScriptedModel("a", StepFailed("no"), "b"), "error"),
+        (ScriptedModel(StepFailed("no"), "b"), "error"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_how_a_reply_ended(model: ScriptedModel, reason: str, stream: bool) -> None:
+    app = app_of(model)
+    call(app, CHAT, HELLO | {"stream": stream})
+    assert counts(app, "request_success", "cancelled") == {
+        f'request_success_total{{finished_reason="{reason}"}}': 1
+    }
+
+
+def test_a_turn_that_never_came_is_a_rejection() -> None:
+    app = app_of(ScriptedModel(QueueTimeout("no turn came"), "b"))
+    answer = call(app, CHAT, HELLO)
+    assert (answer.status, answer.error["code"]) == (503, "queue_timeout")
+    assert counts(app, "rejected") == {'rejected_total{reason="queue_timeout"}': 1}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("script", "phase"), [(("a", "GATE", "b"), "decoding"), (("GATE", "b"), "prefilling")]
+)
+def test_a_client_that_leaves_is_counted_once_by_what_it_left(
+    script: tuple[str, ...], phase: str, stream: bool
+) -> None:
+    async def leave() -> None:
+        gate = Gate()
+        app = app_of(ScriptedModel(*(gate if step == "GATE" else step for step in script)))
+        body = b'{"messages":[{"role":"user","content":"hi"}],"n":2'
+        connection = Connection(app, CHAT, body + (b',"stream":true}' if stream else b"}"))
+        async with connection.running():
+            model = app.state.registry.models[0]
+            while not model.num_open:
+                await asyncio.sleep(0)
+            for _ in range(100):
+                await asyncio.sleep(0)
+            connection.close()
+        assert counts(app, "cancelled", "request_success") == {
+            f'cancelled_total{{phase="{phase}"}}': 1,
+            'request_success_total{finished_reason="abort"}': 2,
+        }
+        assert app.state.limits.num_open == 0
+
+    asyncio.run(leave())
+
+
+def test_a_refusal_counts_as_nothing_else() -> None:
+    async def fill() -> None:
+        gate = Gate()
+        app = app_of(ScriptedModel("a", gate, "b"), max_num_seqs=1, max_num_queued_seqs=0)
+        first = asyncio.create_task(ask(app, CHAT, HELLO))
+        while not app.state.limits.num_open:
+            await asyncio.sleep(0)
+        for _ in range(3):
+            await ask(app, CHAT, HELLO)
+        gate.open()
+        await first
+        assert counts(app, "rejected", "request_success") == {
+            'rejected_total{reason="queue_full"}': 3,
+            'request_success_total{finished_reason="stop"}': 1,
+        }
+
+    asyncio.run(fill())
+
+
+def test_an_embedding_is_a_prompt_and_no_tokens() -> None:
+    app = app_of(ScriptedModel())
+    usage = call(app, "/v1/embeddings", {"input": ["a", "bc"]}).json["usage"]
+    assert counts(app, "prompt_tokens", "generation_tokens", "request_success") == {
+        "prompt_tokens_total": usage["prompt_tokens"],
+        'request_success_total{finished_reason="stop"}': 2,
+    }
