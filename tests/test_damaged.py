@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 import server.__main__ as serve
 from llm.checkpoint import inspect
 from llm.model import Decoder
-from server.__main__ import log_config
+from server.lifecycle import Lifecycle
+from server.logs import log_config
 from tests.checkpoint_writers import random_weights, write_gguf
 from tests.llm.test_checkpoint_hf import byte_tokenizer
 from tests.test_formats import (
@@ -327,8 +328,15 @@ def _stopped_when_it_hangs() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _ends_before_serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """`serve` goes all the way to a loaded model; it does not wait for clients. The log is put back."""
-    monkeypatch.setattr(serve, "run", lambda settings, models, listener: 0)
+    """`serve` goes as far as a model's first token; it does not wait for clients. The log is put back."""
+    until_over = Lifecycle.until_over
+
+    async def until_ready(life: Lifecycle, *rest: Any) -> bool:
+        if await life.until_ready():
+            life.ask_to_stop()
+        return await until_over(life, *rest)
+
+    monkeypatch.setattr(Lifecycle, "until_over", until_ready)
     loggers = [logging.getLogger(name) for name in log_config("info")["loggers"]]
     before = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
     yield
