@@ -12,8 +12,8 @@ from hypothesis import settings
 from clients.child import ChildServer
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-"""Before torch is imported. Two threads that wait for each other at every layer of a tiny model are slower than
-one, and twenty times slower on a machine that has something else to do."""
+"""Before torch is imported: two threads that wait for each other at every layer of a tiny model are slower
+than one, and twenty times slower on a machine that has something else to do."""
 
 settings.register_profile("causerie", deadline=None)  # no wall-clock limits: a busy machine is no failure
 settings.load_profile("causerie")

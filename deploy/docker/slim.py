@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
     for reason, patterns in UNUSED.items():
         report(remove(site, patterns), reason)
     report(strip(site / "torch/lib" / name for name in STRIPPED), "symbol tables of torch's libraries")
-    print(f"{before >> 20} MB of packages are now {size_of([site]) >> 20} MB")
+    print(f"{before / 1e6:.0f} MB of packages are now {size_of([site]) / 1e6:.0f} MB")
     return 0
 
 
@@ -93,7 +93,7 @@ def size_of(paths: Iterable[Path]) -> int:
 
 def report(saved: int, reason: str) -> None:
     """One line about a removal."""
-    print(f"{saved / (1 << 20):6.1f} MB  {reason}")
+    print(f"{saved / 1e6:6.1f} MB  {reason}")
 
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ def _look(box: Container, script: Transcript, mounted: Sequence[str]) -> dict[st
 
 def _stop(box: Container, script: Transcript, environment: Mapping[str, str]) -> dict[str, Any]:
     """The stop signal while a reply is on its way: it comes to its end, then the server leaves with 0."""
-    asking = _asking(box, environment, stream=True, ignore_eos=True, max_tokens=160)
+    asking = _asking(box, environment, stream=True, ignore_eos=True, max_tokens=80)
     assert asking.stdout is not None
     asking.stdout.readline()
     asked = script.say("a long reply has begun; now the image's stop signal")
