@@ -53,7 +53,7 @@ class ConversationRouter(RequestRouter):
         return [[first], others]
 
     def _queue_length(self, replica: RunningReplica) -> int:
-        """As this proxy last heard, for which Ray keeps it 10 s; then 0, so that a quiet conversation stays."""
+        """As this proxy heard in the last 10 s; else 0, so that a quiet conversation stays."""
         return self.replica_queue_len_cache.get(replica.replica_id) or 0
 
 

@@ -14,6 +14,7 @@ import logging
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -161,6 +162,7 @@ class Engine:
         self.emit(self.scheduler.fail(batch, fault, "the model failed; the server log says why"))
         if issubclass(fault, DeviceLost):
             raise DeviceLost(f"{self.device} will not compute again") from error
+        traceback.clear_frames(error.__traceback__)  # they hold the step's tensors
         release_memory(self.runner.device)
         self._last_step = time.monotonic()
 

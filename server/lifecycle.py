@@ -4,7 +4,7 @@ It loads the models, draws a first token on every engine, watches that the engin
 gently when it is asked to, at once when one has died. Refuses to know sockets and signals.
 
     loading → warming → ready → draining → over
-                 └──────┴────────┴→ dead → over
+       └─────────┴────────┴────────┴→ dead → over
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ class Lifecycle:
         self._asked_to_stop = asyncio.Event()
         self._settled = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._has_stopped: bool | None = None
 
     @property
     def is_draining(self) -> bool:
@@ -95,11 +96,9 @@ class Lifecycle:
         return "stalled" if engine.stalled(self.stall_timeout) else "ok"
 
     def liveness(self) -> str:
-        """ok, or what is wrong: dead, stalled. While the engines are not to run, nothing is."""
+        """ok, or what is wrong: dead, stalled. While there are no engines yet, nothing is."""
         if self.phase is Phase.DEAD:
             return "dead"
-        if self.phase is Phase.LOADING:
-            return "ok"
         conditions = {self.condition(engine) for _, engine in self.engines()}
         return "dead" if "dead" in conditions else "stalled" if "stalled" in conditions else "ok"
 
@@ -127,11 +126,15 @@ class Lifecycle:
         return self.phase is not Phase.DEAD
 
     async def close(self, timeout: float | None = None) -> bool:
-        """Stop the engines; open replies end with an error. False when one did not stop in time."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        return await self.registry.close(timeout)
+        """Stop the engines; open replies end with an error. False when one did not stop in time; it is not
+        waited for a second time.
+        """
+        if self._has_stopped is None:
+            if self._task is not None:
+                self._task.cancel()
+                await asyncio.gather(self._task, return_exceptions=True)
+            self._has_stopped = await self.registry.close(timeout)
+        return self._has_stopped
 
     def ask_to_stop(self) -> None:
         """No new work from now on; `until_over` returns when what there is has ended."""

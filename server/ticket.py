@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from llm.choice import TextDelta
-from llm.errors import EngineError, QueueTimeout
+from llm.errors import QueueTimeout, RequestError
 from llm.sequence import Sequence as TokenSequence
 from llm.terms import Terms
 from server.metrics import Metrics
@@ -50,6 +50,8 @@ class Ticket:
         self.queue_seconds: float | None = None
         self.first_token_seconds: float | None = None
         self.finishes: list[str] = []
+        self.has_failed = False
+        """One of its prompts could not go on: the others end with it, and nobody has left them."""
         self.said: list[tuple[list[int], dict[int, str]]] = []
         """With --log-prompts each prompt, and the text of each of its choices."""
         self.metrics = metrics
@@ -123,12 +125,16 @@ class _Watch:
     def ended(self, error: BaseException | None) -> None:
         if not self._has_started and self._sequences and self._sequences[0].started_at is not None:
             self._start()
-        if self._num_open and isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+        was_left = isinstance(error, (asyncio.CancelledError, GeneratorExit))
+        if was_left and self._num_open and not self._ticket.has_failed:
             self._metrics.cancelled(self._model, self._phase())
-        if isinstance(error, QueueTimeout):
+        if isinstance(error, QueueTimeout) and not self._ticket.has_failed:
             self._metrics.rejected("queue_timeout")
+        if error is not None and not was_left:
+            self._ticket.has_failed = True
+        is_ours = not was_left and not isinstance(error, RequestError)
         for _ in range(self._num_open):
-            self._finish("stop" if error is None else "error" if isinstance(error, EngineError) else "abort")
+            self._finish("stop" if error is None else "error" if is_ours else "abort")
 
     def _start(self) -> None:
         leader, ticket = self._sequences[0], self._ticket

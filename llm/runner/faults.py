@@ -9,7 +9,7 @@ import torch
 
 from llm.errors import DeviceLost, OutOfMemory, StepFailed
 
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "_status_alloc_failed")
 _LOST = ("cuda error", "cuda driver error", "hip error", "cublas_status", "cudnn_status")
 """In the messages of RuntimeErrors, which is all that older and foreign allocators and drivers raise."""
 

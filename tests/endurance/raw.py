@@ -175,7 +175,7 @@ def burst(url: str, requests: Sequence[bytes], *, pause: float = 0.0) -> list[Re
                 talk.client.setblocking(False)
                 selector.register(talk.client, selectors.EVENT_READ, talk)
                 if pause or i % SENDS_PER_LOOK == 0:
-                    _look(selector, pause)
+                    _look_for(selector, pause)
             while selector.get_map():
                 assert _look(selector, SECONDS), f"nothing came for {SECONDS} s"
     finally:
@@ -205,15 +205,20 @@ class _Talk:
 
 
 def _look(selector: selectors.BaseSelector, seconds: float) -> bool:
-    """Read what has come, or wait that long for something; whether something came."""
+    """Wait that long for something and read what has come; whether something came."""
+    ready = selector.select(seconds)
+    for key, _ in ready:
+        if not key.data.read():
+            selector.unregister(key.fileobj)
+    return bool(ready)
+
+
+def _look_for(selector: selectors.BaseSelector, seconds: float) -> None:
+    """Read what comes for that long, and what is there already in any case."""
     deadline = time.perf_counter() + seconds
-    came = False
-    while ready := selector.select(0 if came else max(0.0, deadline - time.perf_counter())):
-        came = True
-        for key, _ in ready:
-            if not key.data.read():
-                selector.unregister(key.fileobj)
-    return came
+    _look(selector, 0)
+    while (left := deadline - time.perf_counter()) > 0:
+        _look(selector, left)
 
 
 def parse(data: bytes, seconds: float, in_all: float) -> Reply:

@@ -24,9 +24,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from llm.engine import Engine
+from llm.runner import StepOutput
 from llm.scheduler import Batch
 from server.__main__ import listen_on, run
 from server.logs import configure
@@ -71,10 +71,10 @@ class Fault:
 
 def misbehave(engine: Engine, fault: Fault | None, step_seconds: float, gather: int) -> None:
     """Put the fault in the way of the engine's forward passes."""
-    run_batch: Callable[[Batch], Tensor] = engine.runner.run
+    run_batch: Callable[[Batch], StepOutput] = engine.runner.run
     num_passes = 0
 
-    def run_faulty(batch: Batch) -> Tensor:
+    def run_faulty(batch: Batch) -> StepOutput:
         nonlocal num_passes
         num_passes += 1
         while num_passes == 2 and num_present(engine) < gather:

@@ -25,7 +25,8 @@ def test_three_minutes_of_everything(figure: Callable[[str], None]) -> None:
         assert_quiet_log(server)
     figure(
         f"soak: {verdict.requests} requests in {MINUTES:g} min, {verdict.outcomes}, "
-        f"RSS {verdict.rss_start_mb} -> {verdict.rss_end_mb} MB, {verdict.slope_mb_per_minute} MB/min in the second half"
+        f"RSS {verdict.rss_start_mb} -> {verdict.rss_end_mb} MB, "
+        f"{verdict.slope_mb_per_minute} MB/min in the second half"
     )
     assert verdict.failures == []
     assert verdict.free_blocks == verdict.num_blocks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import weakref
 
 import pytest
 import torch
@@ -274,3 +275,30 @@ def test_without_memory_the_batch_ends_and_a_smaller_one_runs(caplog: pytest.Log
     assert listener.until_finished(1)[after.id].finish is FinishReason.LENGTH
     engine.stop()
     engine.scheduler.check_integrity()
+
+
+class Activation:
+    """Something large that a forward pass holds."""
+
+
+class HoardingRunner(EagerRunner):
+    """Runs out of memory while it holds something."""
+
+    held: weakref.ref[Activation]
+
+    def run(self, batch: Batch) -> StepOutput:
+        activation = Activation()
+        self.held = weakref.ref(activation)
+        raise torch.OutOfMemoryError("no memory")
+
+
+def test_what_a_failed_pass_held_is_let_go_before_memory_is_given_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runner = HoardingRunner(tiny_model(), CONFIG)
+    engine = Engine(runner, CONFIG, 257, Listener())
+    engine.scheduler.add(greedy(1))
+    was_held: list[bool] = []
+    monkeypatch.setattr("llm.engine.release_memory", lambda _: was_held.append(runner.held() is not None))
+    assert engine.step()
+    assert was_held == [False], "torch can give back only what nobody holds"

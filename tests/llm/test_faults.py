@@ -18,6 +18,10 @@ from llm.runner.faults import fault_of
         (MemoryError(), OutOfMemory),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), OutOfMemory),
         (RuntimeError("MPS backend out of memory (MPS allocated: 5 GB)"), OutOfMemory),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            OutOfMemory,
+        ),
         (torch.AcceleratorError("an illegal memory access was encountered"), DeviceLost),
         (RuntimeError("CUDA error: device-side assert triggered"), DeviceLost),
         (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling"), DeviceLost),

@@ -48,5 +48,6 @@ def test_the_first_interruption_counts_and_nothing_follows_it() -> None:
         assert await taken(mailbox, 1) == [7]
         with pytest.raises(DeadlinePassed, match="late"):
             await mailbox.get()
+        assert mailbox._queue.empty()
 
     asyncio.run(run())

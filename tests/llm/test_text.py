@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -264,6 +265,21 @@ def test_a_request_ends_at_its_deadline_wherever_it_is() -> None:
         await model.close()
 
     asyncio.run(wait())
+
+
+def test_a_request_that_ended_leaves_no_alarm_behind() -> None:
+    async def end() -> None:
+        model = tiny_text_model()
+        model.start()
+        async for _ in model.stream(
+            [65], GREEDY, terms=Terms(queue_timeout=60, deadline=time.monotonic() + 60)
+        ):
+            pass
+        await model.close()
+        loop: Any = asyncio.get_running_loop()
+        assert all(timer.cancelled() for timer in loop._scheduled)
+
+    asyncio.run(end())
 
 
 def test_a_reply_that_nobody_takes_is_ended_and_the_engine_goes_on() -> None:

@@ -52,7 +52,7 @@ def test_lower_priority_numbers_go_first_whoever_has_the_turn() -> None:
 
 
 def test_who_was_sent_back_goes_before_all_of_its_priority_and_takes_no_turn() -> None:
-    a, b, back, urgent = sequence("a"), sequence("b"), sequence("b"), sequence("c", -1)
+    a, b, back, urgent = sequence("a"), sequence("b"), sequence("a"), sequence("c", -1)
     line = line_of(a, b)
     line.put_back(back)
     line.add(urgent)

@@ -275,16 +275,18 @@ def test_as_many_headers_as_are_allowed_are_read(url: str) -> None:
 
 def test_a_bad_chunk_lets_go_of_the_app() -> None:
     """At once, though the client stays and has all the time it wants to leave."""
-    app, gone = app_of(body_timeout=3600), threading.Event()
+    app, begun, gone = app_of(body_timeout=3600), threading.Event(), threading.Event()
 
     @app.post("/wait")
     async def wait(request: Request) -> None:
         with pytest.raises(ClientDisconnect):
-            await request.body()
+            async for _ in request.stream():
+                begun.set()
         gone.set()
 
     with live(app) as url, talk(url) as one:
         one.send(get("/wait", "transfer-encoding: chunked").replace(b"GET", b"POST") + b"1\r\n{\r\n")
+        until(begun.is_set)
         one.send(b"zz\r\n")
         refused(one, 400, "invalid_http")
         until(gone.is_set)

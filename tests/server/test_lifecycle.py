@@ -165,6 +165,49 @@ def test_an_engine_that_dies_takes_the_server_along_after_every_reply_was_told()
     asyncio.run(live())
 
 
+class Stuck(ScriptedModel):
+    """Its engine's step never returns."""
+
+    async def close(self, timeout: float | None = None) -> bool:
+        await super().close(timeout)
+        assert timeout is not None, "nobody may wait for it without end"
+        return False
+
+
+def test_what_was_left_behind_is_not_waited_for_again() -> None:
+    async def live() -> None:
+        app = app_of(Stuck())
+        life = app.state.lifecycle
+        async with app.router.lifespan_context(app):
+            life.ask_to_stop()
+            assert not await life.until_over(60, lambda: 0)
+        assert not await life.close(), "whoever asks later is told the same"
+
+    asyncio.run(live())
+
+
+def test_an_engine_that_dies_ends_the_drain_and_a_late_signal_does_not_hide_it() -> None:
+    async def live() -> None:
+        model = ScriptedModel("a", Gate(), "b")
+        app = app_of(model)
+        life, limits = app.state.lifecycle, app.state.limits
+        async with app.router.lifespan_context(app):
+            await life.until_ready()
+            reply = asyncio.create_task(ask(app, CHAT, HELLO | {"stream": True}))
+            while not limits.num_open:
+                await asyncio.sleep(0)
+            life.ask_to_stop()
+            over = asyncio.create_task(life.until_over(3600, lambda: limits.num_open))
+            await asyncio.sleep(0)
+            model.engine = replace(model.engine, alive=False)
+            await asyncio.wait_for(over, 60)
+            life.ask_to_stop()
+            assert life.phase is Phase.DEAD
+            assert '"engine_stopped"' in (await reply).frames[-2]
+
+    asyncio.run(live())
+
+
 def test_stalled_is_work_without_a_step_for_longer_than_allowed() -> None:
     async def live() -> None:
         model = ScriptedModel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,22 @@ def test_a_request_takes_a_place_for_each_choice_and_prompt() -> None:
     answers = asyncio.run(crowd(app, gate, bodies))
     assert [answer.status for answer in answers] == [200, 200, 200, 429, 200, 429]
     assert all(len(model.prompts) == 7 for model in app.state.registry.models)
+
+
+def test_one_full_model_does_not_close_the_others() -> None:
+    async def run() -> None:
+        gate = Gate()
+        busy, idle = ScriptedModel("a", gate, "b"), ScriptedModel(name="idle")
+        app = app_of(busy, idle, max_num_seqs=1, max_num_queued_seqs=0)
+        first = asyncio.create_task(ask(app, CHAT, HELLO))
+        while not app.state.limits.num_open:
+            await asyncio.sleep(0)
+        assert (await ask(app, CHAT, HELLO)).status == 429
+        assert (await ask(app, CHAT, HELLO | {"model": "idle"})).status == 200
+        gate.open()
+        assert (await first).status == 200
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize("bad", [{"max_tokens": 0}, {"logit_bias": {"999": 1}}, {"model": "no"}])
@@ -217,7 +234,9 @@ def test_terms_carry_the_key_and_the_operators_limits(tmp_path: Path) -> None:
     assert asyncio.run(ask(app, COMPLETIONS, body, headers=bearer("free"))).status == 200
     for terms in model.terms:
         assert (terms.client, terms.priority, terms.queue_timeout) == ("free", -3, 7)
-    assert model.terms[0].deadline == model.terms[1].deadline
+    deadline = model.terms[0].deadline
+    assert deadline is not None and deadline == model.terms[1].deadline
+    assert deadline <= time.monotonic() + 9
     assert asyncio.run(ask(app, EMBEDDINGS, {"input": "a"}, headers=bearer("wide"))).status == 200
     assert model.terms[-1].client == "wide"
 

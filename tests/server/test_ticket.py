@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from llm.errors import QueueTimeout, StepFailed
-from llm.sequence import FinishReason
+from llm.choice import TextDelta
+from llm.config import SamplingParams
+from llm.errors import QueueTimeout, RequestError, StepFailed
+from llm.sequence import FinishReason, Sequence
+from server.metrics import Metrics
+from server.settings import Settings
+from server.ticket import Ticket
 from tests.fakes import Gate, ScriptedModel
 from tests.server.wire import CHAT, HELLO, Connection, app_of, ask, call
 
@@ -52,6 +59,8 @@ def test_a_reply_is_counted_as_its_usage() -> None:
         (ScriptedModel("a", finish=FinishReason.LENGTH), "length"),
         (ScriptedModel("a", StepFailed("no"), "b"), "error"),
         (ScriptedModel(StepFailed("no"), "b"), "error"),
+        (ScriptedModel("a", ValueError("a bug"), "b"), "error"),
+        (ScriptedModel("a", RequestError("a grammar that cannot go on"), "b"), "abort"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
@@ -68,6 +77,42 @@ def test_a_turn_that_never_came_is_a_rejection() -> None:
     answer = call(app, CHAT, HELLO)
     assert (answer.status, answer.error["code"]) == (503, "queue_timeout")
     assert counts(app, "rejected") == {'rejected_total{reason="queue_timeout"}': 1}
+
+
+COMPLETIONS, EMBEDDINGS = "/v1/completions", "/v1/embeddings"
+
+
+@pytest.mark.parametrize(("path", "field"), [(COMPLETIONS, "prompt"), (EMBEDDINGS, "input")])
+def test_turns_that_never_came_are_one_rejection_of_one_request(path: str, field: str) -> None:
+    app = app_of(ScriptedModel(QueueTimeout("no turn came"), "b"))
+    answer = call(app, path, {field: ["a", "b", "c"]})
+    assert (answer.status, answer.error["code"]) == (503, "queue_timeout")
+    assert counts(app, "rejected", "cancelled") == {'rejected_total{reason="queue_timeout"}': 1}
+
+
+class OneLate(ScriptedModel):
+    """No turn comes for the prompt "b"; the others are at work."""
+
+    @contextmanager
+    def _observed(self, prompt: list[int], *rest: Any) -> Iterator[Any]:
+        with super()._observed(prompt, *rest) as observer:
+            if prompt == [98]:
+                raise QueueTimeout("no turn came")
+            yield observer
+
+
+@pytest.mark.parametrize(("path", "field"), [(COMPLETIONS, "prompt"), (EMBEDDINGS, "input")])
+def test_prompts_that_go_down_with_another_were_not_left_by_their_client(path: str, field: str) -> None:
+    model = OneLate("a", Gate(), "b")
+    app = app_of(model, max_num_seqs=3, max_num_queued_seqs=0)
+    assert call(app, path, {field: ["a", "b", "c"]}).error["code"] == "queue_timeout"
+    assert counts(app, "rejected", "cancelled", "request_success") == {
+        'rejected_total{reason="queue_timeout"}': 1,
+        'request_success_total{finished_reason="abort"}': 2,
+        'request_success_total{finished_reason="error"}': 1,
+    }
+    assert (model.num_open, app.state.limits.num_open) == (0, 0)
+    assert app.state.limits._places["scripted"].num_taken == 0
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -115,6 +160,34 @@ def test_a_refusal_counts_as_nothing_else() -> None:
         }
 
     asyncio.run(fill())
+
+
+def test_places_are_given_back_as_replies_end_and_the_rest_with_the_request() -> None:
+    given_back: list[int] = []
+    ticket = Ticket(
+        model="m",
+        key="",
+        num_places=5,
+        settings=Settings(),
+        metrics=Metrics(),
+        give_back=given_back.append,
+        leave=lambda ticket: None,
+    )
+    observer = ticket.terms(None).observer
+    assert observer is not None
+    observer.submitted([Sequence([1, 2], SamplingParams(max_tokens=4)) for _ in range(2)])
+    observer.received(TextDelta(0, "a", 1, at=1.0))
+    assert given_back == []
+    observer.received(TextDelta(0, "b", 1, FinishReason.STOP, at=2.0))
+    assert given_back == [1], "it is complete, whoever reads it"
+    observer.received(TextDelta(1, "c", 1, FinishReason.STOP, at=2.0))
+    observer.ended(GeneratorExit())  # left after the last of it: nothing was cancelled
+    assert given_back == [1, 1]
+    lines = ticket.metrics.render()[0].decode().splitlines()
+    assert not [line for line in lines if "cancelled_total{" in line and not line.endswith(" 0.0")]
+    ticket.close()
+    ticket.close()
+    assert given_back == [1, 1, 3]
 
 
 def test_an_embedding_is_a_prompt_and_no_tokens() -> None:
