@@ -26,7 +26,7 @@ test: $(VENV)/.installed-dev  ## the fast tests, under 5 minutes on 2 cores
 	$(BIN)/python -m pytest $(ARGS)
 
 test-slow: $(VENV)/.installed-dev  ## what takes minutes or installs other packages, under 40 minutes
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m slow --durations=20 $(ARGS)
 
 check: $(VENV)/.installed-dev  ## lint, format and types
 	$(BIN)/ruff check .

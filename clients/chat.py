@@ -85,6 +85,8 @@ class Chat:
                 if not self.take(input(self._prompt)):
                     return
             except KeyboardInterrupt:
+                if not self._is_terminal:
+                    raise
                 self.note("\n(Ctrl-D or /quit leaves)")
             except EOFError:
                 if self._is_terminal:

@@ -17,7 +17,7 @@ class Observer(Protocol):
     """Told, on the event loop, what becomes of one prompt. `submitted` and `ended` come once each."""
 
     def submitted(self, sequences: Sequence[TokenSequence]) -> None:
-        """Its replies are on an engine; what they say of themselves changes under way."""
+        """Its replies go to an engine; what they say of themselves changes under way."""
 
     def received(self, delta: TextDelta) -> None:
         """A reply went on."""

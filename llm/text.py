@@ -232,9 +232,9 @@ class TextModel:
         error: BaseException | None = None
         try:
             with _alarms(leader, terms, mailbox):
-                engine.submit(leader)
                 if terms.observer is not None:
                     terms.observer.submitted(sequences)
+                engine.submit(leader)
                 yield engine, mailbox
         except BaseException as raised:
             error = raised

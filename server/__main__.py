@@ -80,7 +80,7 @@ class DrainingServer(uvicorn.Server):
         others = [asyncio.create_task(super().main_loop()), asyncio.create_task(self._announce())]
         try:
             drain = self.settings.drain_timeout
-            self.left_behind = not await self.life.until_over(drain, lambda: self.limits.num_open)
+            self.left_behind = not await self.life.until_over(drain, lambda: self.limits.num_inside)
         finally:
             for task in others:
                 task.cancel()

@@ -35,7 +35,6 @@ WITHOUT_LINE = frozenset({"/live", "/ready", "/health", "/metrics"})
 MAX_TEXT = 2000
 """Characters of a prompt and of a reply that --log-prompts shows."""
 
-
 _WORD = re.compile(r"[^\s\"'=]+")
 
 
@@ -67,8 +66,8 @@ class RequestLine:
 
 
 def cut(text: str) -> str:
-    """The beginning, and how much there was."""
-    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}… ({len(text)} characters)"
+    """The beginning, and a sign that there was more."""
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
 
 
 def log_request(line: RequestLine) -> None:
@@ -156,7 +155,7 @@ class Answers:
             queue_ms=_ms(ticket.queue_seconds),
             ttft_ms=_ms(ticket.first_token_seconds),
             finish=",".join(ticket.finishes) or None,
-            prompts=tuple(decode(prompt) for prompt, _ in said) or None,
+            prompts=tuple(decode(prompt[: MAX_TEXT + 1]) for prompt, _ in said) or None,
             replies=tuple(text for _, texts in said for _, text in sorted(texts.items())) or None,
         )
 

@@ -44,7 +44,7 @@ from typing import Any, ClassVar
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from server.errors import ApiError
+from server.errors import RETRY_SECONDS, ApiError
 from server.request_id import choose_id
 from server.settings import Settings
 
@@ -164,10 +164,19 @@ class Connection(H11Protocol):
             if self.flow.read_paused and len(self.conn.trailing_data[0]) < MAX_PIPELINED_BYTES:
                 self.flow.resume_reading()  # uvicorn pauses on the first pipelined byte, and misses a goodbye
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing is wrong: curl's and Java's clients offer h2c, and are answered in HTTP/1.1."""
+
     def send_400_response(self, msg: str) -> None:
         self._refuse(self.conn.complaint())
 
     def shutdown(self) -> None:
+        if self.phase is Phase.BODY and not self.cycle.response_started:
+            retry = {"retry-after": str(RETRY_SECONDS)}
+            message = "the server is stopping, and the request's body had not come"
+            self._refuse(ApiError(503, message, code="server_draining", headers=retry))
+            self._socket.close()  # with the answer, which `abort` would drop
+            return
         if self.phase is not Phase.LINGER:
             super().shutdown()
         if self.phase is Phase.LINGER:
@@ -361,6 +370,9 @@ def _check_head(request: h11.Request) -> None:
     num_bytes = len(request.target) + sum(len(name) + len(value) for name, value in request.headers)
     if len(request.headers) > MAX_HEAD_FIELDS or num_bytes > MAX_HEAD_BYTES:
         raise h11.RemoteProtocolError("headers too large", error_status_hint=431)
+    if {b"content-length", b"transfer-encoding"} <= {name for name, _ in request.headers}:
+        # a proxy in front that believes the other one sees another request in what follows
+        raise h11.RemoteProtocolError("both Content-Length and Transfer-Encoding")
 
 
 def _too_slow(what: str, seconds: float) -> ApiError:

@@ -221,14 +221,18 @@ def _only(values: list[str]) -> str | None:
 
 def _stranger(origin: str) -> ApiError:
     shown = ascii(origin)[1:-1][:100]
-    message = f"pages of {shown} may not use this server; with --cors-origin {shown} it lets them"
+    message = f"pages of {shown} may not use this server; "
+    if Origin.parse(origin) is None:  # null, file://: the option names no such origin
+        message += "only --cors-origin * lets them, and all others"
+    else:
+        message += f"with --cors-origin {shown} it lets them"
     return ApiError(403, message, code="origin_not_allowed")
 
 
 def _foreign_name(host: str) -> ApiError:
     message = (
-        f"{ascii(host)[1:-1][:100]} is no name of this server, which listens to its own machine without a "
-        "key: set one, or list the name as --cors-origin https://NAME"
+        f"{ascii(host)[1:-1][:100] or 'an empty Host'} is no name of this server, which listens to its own "
+        "machine without a key: set one, or list the name as --cors-origin https://NAME"
     )
     return ApiError(403, message, code="host_not_allowed")
 

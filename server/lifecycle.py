@@ -121,9 +121,11 @@ class Lifecycle:
         self._task = asyncio.create_task(self._live(load, opened))
 
     async def until_ready(self) -> bool:
-        """Until the first token is drawn. False when that failed; `failure` says why."""
+        """Until the first token is drawn. False when that failed, and `failure` says why, or when the end has
+        been asked for meanwhile.
+        """
         await self._settled.wait()
-        return self.phase is not Phase.DEAD
+        return self.phase is Phase.READY
 
     async def close(self, timeout: float | None = None) -> bool:
         """Stop the engines; open replies end with an error. False when one did not stop in time; it is not

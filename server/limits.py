@@ -63,10 +63,11 @@ class Places:
         self.num_taken += num
         return True
 
-    def give_back(self, num: int) -> None:
-        """Replies ended."""
+    def give_back(self, num: int, *, served: bool) -> None:
+        """Replies ended; those that were not made say nothing of the rate."""
         self.num_taken -= num
-        self._ends.extend([self._clock()] * num)
+        if served:
+            self._ends.extend([self._clock()] * num)
         assert self.num_taken >= 0, self.num_taken
 
     def retry_after(self) -> int:
@@ -97,6 +98,8 @@ class Limits:
         self._places: dict[str, Places] = {}
         self._accounts: dict[str, _Account] = {}
         self._tickets: set[Ticket] = set()
+        self.num_inside = 0
+        """Requests that were let in and are not answered yet, whatever they ask for."""
 
     @property
     def num_open(self) -> int:
@@ -205,9 +208,11 @@ class Gate:
                 self.metrics.rejected(self.life.phase.value)
             await error_response(error)(scope, receive, send)
             return
+        self.limits.num_inside += 1
         try:
             await self.app(scope, receive, send)
         finally:
+            self.limits.num_inside -= 1
             ticket = scope["state"].get("ticket")
             if ticket is not None:
                 ticket.close()

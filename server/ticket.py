@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from llm.choice import TextDelta
 from llm.errors import QueueTimeout, RequestError
@@ -16,6 +17,13 @@ from llm.sequence import Sequence as TokenSequence
 from llm.terms import Terms
 from server.metrics import Metrics
 from server.settings import Settings
+
+
+class GiveBack(Protocol):
+    """Takes places back."""
+
+    def __call__(self, num: int, *, served: bool) -> None:
+        """So many, whose replies were made or were not."""
 
 
 class Ticket:
@@ -27,7 +35,7 @@ class Ticket:
         num_places: replies it may have.
         settings: how long it may wait and take.
         metrics: told what happens.
-        give_back: called with places no longer needed.
+        give_back: called with places no longer needed, and whether their replies were made.
         leave: called at the end.
     """
 
@@ -39,7 +47,7 @@ class Ticket:
         num_places: int,
         settings: Settings,
         metrics: Metrics,
-        give_back: Callable[[int], None],
+        give_back: GiveBack,
         leave: Callable[[Ticket], None],
     ) -> None:
         self.model = model
@@ -59,14 +67,18 @@ class Ticket:
         self._num_places = num_places
         self._give_back = give_back
         self._leave = leave
+        self._has_terms = False
         self._is_closed = False
 
     def terms(self, priority: int | None) -> Terms:
-        """On what one prompt is served."""
+        """On what one prompt is served. The request waits until its first has had its turn: how long the
+        others wait behind that one is its own doing.
+        """
+        is_first, self._has_terms = not self._has_terms, True
         return Terms(
             client=self.key,
             priority=priority or 0,
-            queue_timeout=self._settings.queue_timeout,
+            queue_timeout=self._settings.queue_timeout if is_first else None,
             deadline=self.arrived_at + self._settings.request_timeout,
             observer=_Watch(self),
         )
@@ -78,18 +90,18 @@ class Ticket:
         self.said.append((prompt, {}))
         return self.said[-1][1]
 
-    def release(self, num_places: int) -> None:
+    def release(self, num_places: int, *, served: bool) -> None:
         """Replies ended."""
         if num_places:
             self._num_places -= num_places
-            self._give_back(num_places)
+            self._give_back(num_places, served=served)
 
     def close(self) -> None:
         """The request is over; harmless when it was."""
         if self._is_closed:
             return
         self._is_closed = True
-        self.release(self._num_places)
+        self.release(self._num_places, served=False)
         self.metrics.used(self.model, self.key, self.num_prompt_tokens, self.num_tokens)
         self._leave(self)
 
@@ -162,7 +174,7 @@ class _Watch:
         self._num_open -= 1
         ticket.finishes.append(reason)
         self._metrics.ended(self._model, reason, time.monotonic() - ticket.arrived_at)
-        ticket.release(1)
+        ticket.release(1, served=reason in ("stop", "length"))
 
     def _phase(self) -> str:
         """How far the request had come when its client left."""

@@ -17,10 +17,12 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
 import tiktoken
+import tokenizers
 
 from llm.errors import CheckpointError
 from llm.tokenizer.added import AddedToken, AddedTokens, replace_surrogates
@@ -29,6 +31,8 @@ from llm.tokenizer.patterns import PATTERNS, SplitPattern
 END_OF_TEXT = "<|endoftext|>"
 MAX_WHITE_RUN = 100_000
 """White characters in a row that tiktoken is trusted with; it fails at ten times that."""
+LONG_PIECE = 16 << 10
+"""Bytes of a piece that is merged beside other threads."""
 _LONG_RUN = re.compile(rf"(?<!\s)\s{{{MAX_WHITE_RUN}}}")  # the look-behind: each run is tried once
 _NFC_SHRINKS = 3
 """Bytes of text per byte of its composed form, at most: three Hangul letters become one syllable."""
@@ -108,10 +112,31 @@ class TiktokenTokenizer:
     def _encode_pieces(self, text: str) -> list[int]:
         """Pieces from the library, merges by tiktoken; a byte that has no token is left out of its piece."""
         ids: list[int] = []
-        for piece, _ in self._pattern.reference().pre_tokenize_str(text):
-            if data := piece.encode().translate(None, self._missing):
+        for start, end in self._cut(text):
+            data = text[start:end].encode()
+            if len(data) > LONG_PIECE and not self._missing:
+                ids += self._merger.encode_ordinary(text[start:end])
+            elif data := data.translate(None, self._missing):
                 ids += self._tiktoken._encode_single_piece(data)
         return ids
+
+    def _cut(self, text: str) -> list[tuple[int, int]]:
+        """Where the pieces are. By a tokenizer that knows no token, alone in a batch: the library's
+        `pre_tokenize_str` would keep the interpreter from every other thread until it is done.
+        """
+        cutter = tokenizers.Tokenizer(tokenizers.models.WordLevel({"": 0}, unk_token=""))
+        cutter.pre_tokenizer = self._pattern.reference()
+        (cut,) = cutter.encode_batch([text], add_special_tokens=False)
+        offsets: list[tuple[int, int]] = cut.offsets
+        return offsets
+
+    @cached_property
+    def _merger(self) -> tiktoken.Encoding:
+        """The same merges for a text that is one piece; it lets other threads work, `_encode_single_piece`
+        does not.
+        """
+        ranks = self._tiktoken._mergeable_ranks
+        return tiktoken.Encoding(self.encoding, pat_str="(?s).+", mergeable_ranks=ranks, special_tokens={})
 
     def token_bytes(self, token_id: int) -> bytes:
         return self._bytes[token_id] if 0 <= token_id < len(self._bytes) else b""

@@ -95,7 +95,8 @@ class LibraryTokenizer:
             raise RequestError(f"this text cannot be encoded: {error}") from None
 
     def _encode(self, library: tokenizers.Tokenizer, text: str) -> list[int]:
-        encoding = library.encode(text, add_special_tokens=False)
+        # alone in a batch: `encode` would keep the interpreter from every other thread until it is done
+        (encoding,) = library.encode_batch([text], add_special_tokens=False)
         ids: list[int] = encoding.ids
         if self._barred.isdisjoint(ids):
             return ids

@@ -6,10 +6,9 @@ to drop is always found in one, since that renders the conversation a dozen time
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
@@ -18,6 +17,7 @@ from llm.chat.tools import Tool
 from llm.errors import RequestError
 from llm.text import TextModel
 from server.api.fields import Neutral, Schema, refuse_unbuilt
+from server.api.inputs import IN_THREAD_SIZE, off_loop
 from server.api.tools import FunctionName
 from server.errors import invalid
 
@@ -25,13 +25,10 @@ MAX_MESSAGES = 1024
 MAX_OPTIONS = 16
 MAX_CALLS = 64
 MAX_ID_CHARS = 256
-IN_THREAD_BYTES = 16 << 10
 TRUNCATED_HEADER = "x-truncated-messages"
 
 UNBUILT_MESSAGE: Neutral = {"function_call": ()}
 """Parts of a message that would change what the model reads."""
-
-T = TypeVar("T")
 
 
 class TextPart(Schema):
@@ -178,7 +175,7 @@ def _text(content: str | list[TextPart] | None) -> str:
 
 async def encode(model: TextModel, segments: list[Segment]) -> list[int]:
     """Token ids of a rendered conversation of any length."""
-    return await _run(text_bytes(segments), lambda: encode_segments(model.tokenizer, segments)[0])
+    return await off_loop(text_bytes(segments), lambda: encode_segments(model.tokenizer, segments)[0])
 
 
 async def build_prompt(
@@ -196,7 +193,8 @@ async def build_prompt(
     """
     segments = rendering.segments(model, messages)
     if drop:
-        return await asyncio.to_thread(_fit, model, messages, rendering, max_tokens)
+        size = IN_THREAD_SIZE + text_bytes(segments)
+        return await off_loop(size, lambda: _fit(model, messages, rendering, max_tokens))
     if (size := text_bytes(segments)) > model.max_prompt_bytes:
         raise RequestError(
             f"the prompt is too long: it is {size} bytes, and this model's maximum context length is "
@@ -229,7 +227,3 @@ def _fit(model: TextModel, messages: list[Message], rendering: Rendering, max_to
         return fit(model.max_model_len - reply)
     except RequestError:
         return fit(model.max_model_len - 1)
-
-
-async def _run(size: int, work: Callable[[], T]) -> T:
-    return await asyncio.to_thread(work) if size > IN_THREAD_BYTES else work()

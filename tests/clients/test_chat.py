@@ -159,6 +159,21 @@ def test_an_empty_reply_leaves_no_turn_behind(
     assert contents(fake.requests[1]) == [("user", "b")]
 
 
+def test_without_a_terminal_ctrl_c_ends_the_program(
+    fake: FakeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupted(io.StringIO):
+        def readline(self, *args: Any) -> Any:
+            if self.tell():
+                return ""  # whoever goes on comes to the end
+            self.read()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.stdin", Interrupted("never sent\n"))
+    assert main(["--url", fake.url]) == 130
+    assert "Ctrl-D" not in capsys.readouterr().err
+
+
 def test_save_never_overwrites(
     fake: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -229,6 +229,19 @@ def test_an_observer_hears_of_every_delta_and_of_one_end() -> None:
     assert asyncio.run(watched(leave=True)) == ["submitted 2", "token", "ended GeneratorExit"]
 
 
+def test_an_observer_hears_of_a_request_that_came_too_late() -> None:
+    async def late() -> list[str]:
+        model, diary = tiny_text_model(), Diary()
+        model.start()
+        await model.close()
+        with pytest.raises(EngineStopped):
+            await anext(model.stream([65], GREEDY, 2, terms=Terms(observer=diary)))
+        assert not model._mailboxes
+        return diary.notes
+
+    assert asyncio.run(late()) == ["submitted 2", "ended EngineStopped"]
+
+
 def test_a_request_whose_turn_does_not_come_gives_up_and_one_that_runs_does_not() -> None:
     async def wait() -> None:
         model = tiny_text_model(tiny_model(num_positions=4096), max_model_len=4096, max_num_seqs=1)

@@ -123,7 +123,7 @@ def test_a_text_that_the_library_fails_on_is_the_request_s_error() -> None:
         """What a panic of Rust code looks like from here."""
 
     class Panicking:
-        def encode(self, text: str, add_special_tokens: bool) -> None:
+        def encode_batch(self, texts: list[str], add_special_tokens: bool) -> None:
             raise PanicException("index out of bounds\nand a backtrace")
 
     tokenizer = LibraryTokenizer(make_spec("metaspace"), "x.json", control=CONTROL)

@@ -15,7 +15,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from typing import Any
 from urllib.parse import urlsplit
@@ -233,6 +233,12 @@ BAD_BYTES = {
         400,
         "invalid_http",
     ),
+    "length and chunks": (
+        GOOD.replace(b"host: x", b"host: x\r\ncontent-length: 5\r\ntransfer-encoding: chunked")
+        + b"0\r\n\r\n",
+        400,
+        "invalid_http",
+    ),
     "coding": (GOOD.replace(b"host: x", b"host: x\r\ntransfer-encoding: gzip"), 400, "invalid_http"),
     "endless": (b"GET /" + b"a" * 40_000, 431, "headers_too_large"),
     "large": (PADDED, 431, "headers_too_large"),
@@ -410,6 +416,16 @@ def test_a_server_that_stops_does_not_wait_for_those_it_said_goodbye_to() -> Non
     assert lingering.is_over() and sending.is_over()
     lingering.close()
     sending.close()
+
+
+def test_a_server_that_stops_tells_those_whose_body_has_not_come() -> None:
+    with ExitStack() as server, ExitStack() as client:
+        sending = client.enter_context(talk(server.enter_context(live(app_of(body_timeout=3600)))))
+        sending.send(post(b"{", CHAT, "expect: 100-continue", length=100))
+        sending.until(b"100 Continue")  # the app waits for the body
+        assert sending.reader.readline() == b"\r\n"
+        server.close()
+        refused(sending, 503, "server_draining")
 
 
 def test_a_client_that_waits_to_be_told_to_continue(url: str) -> None:
@@ -654,6 +670,22 @@ def test_room_is_made_for_the_connections(caplog: pytest.LogCaptureFixture) -> N
 
 
 # uvicorn
+
+
+def test_an_offer_of_another_protocol_is_declined_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    log = logging.getLogger("uvicorn.error")
+    log.addHandler(caplog.handler)
+    try:
+        with live(app_of(), log_level="info", log_config=None) as url, talk(url) as one:
+            for offer in ("h2c", "websocket"):
+                one.send(get("/live", f"upgrade: {offer}", "connection: upgrade"))
+                assert one.answer().status == 200
+            one.send(b"garbage\r\n\r\n")
+            refused(one, 400, "invalid_http")
+    finally:
+        log.removeHandler(caplog.handler)
+    warnings = {record.getMessage() for record in caplog.records if record.levelname == "WARNING"}
+    assert warnings == {"Invalid HTTP request received."}
 
 
 def test_uvicorn_still_closes_through_the_transport_it_was_given() -> None:

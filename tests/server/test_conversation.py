@@ -9,7 +9,7 @@ import pytest
 
 from llm.chat.jinja import JinjaTemplate
 from llm.chat.template import Message, encode_prompt
-from server.api.conversation import IN_THREAD_BYTES
+from server.api.inputs import IN_THREAD_SIZE
 from tests.fakes import ScriptedModel
 from tests.server.wire import CHAT, app_of, call
 
@@ -95,7 +95,7 @@ def test_a_prompt_too_long_by_its_bytes_is_not_even_tokenised() -> None:
 
 
 def test_a_long_prompt_is_tokenised_in_a_worker_and_comes_out_the_same() -> None:
-    text = "abcdefg " * (IN_THREAD_BYTES // 4)
+    text = "abcdefg " * (IN_THREAD_SIZE // 4)
     got, answer = prompt_of([turn("user", text)], max_model_len=1 << 16)
     assert answer.status == 200
     assert got == f"User: {text.strip()}\nAssistant:"

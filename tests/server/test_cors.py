@@ -185,6 +185,12 @@ def test_the_refusal_names_the_option(caplog: pytest.LogCaptureFixture) -> None:
     page = "http://localhost:3000"
     said = f"pages of {page} may not use this server; with --cors-origin {page} it lets them"
     assert error["message"] == said and said in caplog.text
+    for page in ("null", "file://"):  # what the option would refuse is not what to give it
+        message = ask_as(served(), page).error["message"]
+        assert (
+            message
+            == f"pages of {page} may not use this server; only --cors-origin * lets them, and all others"
+        )
     assert "\x1b" not in ask_as(served(), "\x1b[31m" + "x" * 9000).error["message"]
     assert len(ask_as(served(), "x" * 9000).error["message"]) < 400
 

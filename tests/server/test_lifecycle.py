@@ -51,6 +51,21 @@ def test_ready_after_the_first_token_and_not_before() -> None:
     asyncio.run(live())
 
 
+def test_what_is_asked_to_stop_before_it_was_ready_never_says_it_is() -> None:
+    async def live() -> None:
+        model = SlowToWarm()
+        app = app_of(model)
+        life = app.state.lifecycle
+        async with app.router.lifespan_context(app):
+            life.ask_to_stop()
+            model.warm.open()
+            assert not await life.until_ready()
+            assert life.phase is Phase.DRAINING and life.failure is None
+            assert await life.until_over(60, lambda: 0)
+
+    asyncio.run(live())
+
+
 def test_while_loading_it_lives_and_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     async def live() -> None:
         gate, loop = Gate(), asyncio.get_running_loop()

@@ -31,10 +31,10 @@ class Clock:
 def test_places_are_taken_all_or_none() -> None:
     places = Places(2, 1)
     assert places.take(2) and not places.take(2) and places.take(1) and places.is_full
-    places.give_back(3)
+    places.give_back(3, served=True)
     assert places.take(9), "who asks for more than there is may have the house for himself"
     assert not places.take(1)
-    places.give_back(9)
+    places.give_back(9, served=True)
     assert places.num_taken == 0
 
 
@@ -45,7 +45,7 @@ def test_retry_after_is_the_line_at_the_rate_of_the_last_minute() -> None:
     assert places.retry_after() == 5, "nothing is known"
     for _ in range(4):  # a reply every 2 s; ten wait, so 20 s
         clock.now += 2
-        places.give_back(1)
+        places.give_back(1, served=True)
         places.take(1)
     clock.now += 2
     assert places.retry_after() == 20
@@ -53,10 +53,21 @@ def test_retry_after_is_the_line_at_the_rate_of_the_last_minute() -> None:
     assert places.retry_after() == 95, "nobody has left since: 4 in 38 s"
     clock.now += 60
     assert places.retry_after() == 5, "too long ago to tell"
-    places.give_back(12)
+    places.give_back(12, served=True)
     places.take(1)
     clock.now += 0.01
     assert places.retry_after() == 1, "never 0"
+
+
+def test_what_was_refused_or_left_says_nothing_of_the_rate() -> None:
+    clock = Clock()
+    places = Places(1, 9, clock)
+    for _ in range(8):
+        clock.now += 0.1
+        places.take(1)
+        places.give_back(1, served=False)
+    places.take(10)
+    assert places.retry_after() == 5, "nobody was served"
 
 
 def test_no_client_is_told_to_wait_longer_than_it_will() -> None:
@@ -65,7 +76,7 @@ def test_no_client_is_told_to_wait_longer_than_it_will() -> None:
     places.take(100_001)
     for _ in range(3):
         clock.now += 10
-        places.give_back(1)
+        places.give_back(1, served=True)
         places.take(1)
     clock.now += 10
     assert places.retry_after() == MAX_RETRY_SECONDS
@@ -233,12 +244,22 @@ def test_terms_carry_the_key_and_the_operators_limits(tmp_path: Path) -> None:
     body = {"prompt": ["a", "b"], "priority": -3}
     assert asyncio.run(ask(app, COMPLETIONS, body, headers=bearer("free"))).status == 200
     for terms in model.terms:
-        assert (terms.client, terms.priority, terms.queue_timeout) == ("free", -3, 7)
+        assert (terms.client, terms.priority) == ("free", -3)
     deadline = model.terms[0].deadline
     assert deadline is not None and deadline == model.terms[1].deadline
     assert deadline <= time.monotonic() + 9
     assert asyncio.run(ask(app, EMBEDDINGS, {"input": "a"}, headers=bearer("wide"))).status == 200
     assert model.terms[-1].client == "wide"
+
+
+@pytest.mark.parametrize(("path", "field"), [(COMPLETIONS, "prompt"), (EMBEDDINGS, "input")])
+def test_a_request_whose_first_prompt_has_had_its_turn_waits_no_longer(path: str, field: str) -> None:
+    """Else a batch of more prompts than run together could never be served by a slow machine."""
+    model = ScriptedModel()
+    app = app_of(model, queue_timeout=7)
+    for _ in range(2):
+        assert call(app, path, {field: ["a", "b", "c"]}).status == 200
+    assert [terms.queue_timeout for terms in model.terms] == [7, None, None] * 2
 
 
 def test_every_route_that_takes_a_place_is_work() -> None:

@@ -147,6 +147,26 @@ def test_open_replies_get_their_drain_time_then_an_error_frame_and_status_0() ->
         assert process.wait(60) == 0
 
 
+def test_a_request_without_a_place_is_answered_too() -> None:
+    body = b'{"prompt": "hello"}'
+    head = (
+        f"POST /tokenize HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\nexpect: 100-continue\r\n\r\n"
+    )
+    with (
+        serving("60", "first") as (process, port),
+        socket.create_connection(("127.0.0.1", port), 60) as one,
+        one.makefile("rb") as answer,
+    ):
+        assert process.stderr is not None
+        one.sendall(head.encode())
+        assert b"100 Continue" in answer.readline()  # it is inside
+        process.send_signal(signal.SIGTERM)
+        assert "stopping: 1 open" in next(line for line in process.stderr if "stopping" in line)
+        one.sendall(body)
+        assert answer.readline() == b"\r\n" and b" 200 " in answer.readline()
+        assert process.wait(60) == 0
+
+
 def test_a_second_signal_exits_at_once() -> None:
     with serving("3600", "first", "|", "never") as (process, port), open_reply(port):
         process.send_signal(signal.SIGTERM)

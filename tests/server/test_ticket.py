@@ -170,7 +170,7 @@ def test_places_are_given_back_as_replies_end_and_the_rest_with_the_request() ->
         num_places=5,
         settings=Settings(),
         metrics=Metrics(),
-        give_back=given_back.append,
+        give_back=lambda num, served: given_back.append(num if served else -num),
         leave=lambda ticket: None,
     )
     observer = ticket.terms(None).observer
@@ -187,7 +187,7 @@ def test_places_are_given_back_as_replies_end_and_the_rest_with_the_request() ->
     assert not [line for line in lines if "cancelled_total{" in line and not line.endswith(" 0.0")]
     ticket.close()
     ticket.close()
-    assert given_back == [1, 1, 3]
+    assert given_back == [1, 1, -3], "three were never made"
 
 
 def test_an_embedding_is_a_prompt_and_no_tokens() -> None:
