@@ -150,8 +150,8 @@ class Answers:
         return RequestLine(
             **common,
             model=ticket.model,
-            prompt_tokens=ticket.num_prompt_tokens,
-            completion_tokens=ticket.num_tokens,
+            prompt_tokens=ticket.num_prompt_tokens or None,
+            completion_tokens=ticket.num_tokens if ticket.num_prompt_tokens else None,
             queue_ms=_ms(ticket.queue_seconds),
             ttft_ms=_ms(ticket.first_token_seconds),
             finish=",".join(ticket.finishes) or None,

@@ -90,21 +90,15 @@ class _Account:
 
 
 class Limits:
-    """Hands out tickets; knows who has one."""
+    """Hands out tickets, and counts who is inside."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
         self._places: dict[str, Places] = {}
         self._accounts: dict[str, _Account] = {}
-        self._tickets: set[Ticket] = set()
         self.num_inside = 0
         """Requests that were let in and are not answered yet, whatever they ask for."""
-
-    @property
-    def num_open(self) -> int:
-        """Requests that have a ticket."""
-        return len(self._tickets)
 
     def open_model(self, model: TextModel) -> None:
         """Make room for a model's requests."""
@@ -146,8 +140,7 @@ class Limits:
         if not places.take(num_places):
             raise self._full(places)
 
-        def leave(ticket: Ticket) -> None:
-            self._tickets.discard(ticket)
+        def leave() -> None:
             if account is not None:
                 account.num_open -= 1
 
@@ -162,7 +155,6 @@ class Limits:
         )
         if account is not None:
             account.num_open += 1
-        self._tickets.add(ticket)
         request.scope["state"]["ticket"] = ticket
         return ticket
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from llm.choice import TextDelta
-from llm.errors import QueueTimeout, RequestError
+from llm.errors import QueueTimeout, ReaderTooSlow, RequestError
 from llm.sequence import Sequence as TokenSequence
 from llm.terms import Terms
 from server.metrics import Metrics
@@ -48,7 +48,7 @@ class Ticket:
         settings: Settings,
         metrics: Metrics,
         give_back: GiveBack,
-        leave: Callable[[Ticket], None],
+        leave: Callable[[], None],
     ) -> None:
         self.model = model
         self.key = key
@@ -103,7 +103,7 @@ class Ticket:
         self._is_closed = True
         self.release(self._num_places, served=False)
         self.metrics.used(self.model, self.key, self.num_prompt_tokens, self.num_tokens)
-        self._leave(self)
+        self._leave()
 
 
 class _Watch:
@@ -144,7 +144,7 @@ class _Watch:
             self._metrics.rejected("queue_timeout")
         if error is not None and not was_left:
             self._ticket.has_failed = True
-        is_ours = not was_left and not isinstance(error, RequestError)
+        is_ours = not was_left and not isinstance(error, (RequestError, ReaderTooSlow))
         for _ in range(self._num_open):
             self._finish("stop" if error is None else "error" if is_ours else "abort")
 

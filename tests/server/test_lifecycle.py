@@ -14,7 +14,7 @@ from server import app as app_module
 from server.lifecycle import ALWAYS_OPEN, Phase
 from server.settings import Settings
 from tests.fakes import Gate, ScriptedModel
-from tests.server.wire import CHAT, HELLO, app_of, ask
+from tests.server.wire import CHAT, HELLO, app_of, ask, num_taken
 
 
 class SlowToWarm(ScriptedModel):
@@ -120,9 +120,9 @@ def test_draining_refuses_new_work_lets_the_old_end_and_closes_connections() -> 
         async with app.router.lifespan_context(app):
             await life.until_ready()
             open_reply = asyncio.create_task(ask(app, CHAT, HELLO | {"stream": True}))
-            while not limits.num_open:
+            while not num_taken(app):
                 await asyncio.sleep(0)
-            over = asyncio.create_task(life.until_over(60, lambda: limits.num_open))
+            over = asyncio.create_task(life.until_over(60, lambda: limits.num_inside))
             life.ask_to_stop()
             assert await status(app, "/ready") == (503, "draining")
             assert await status(app, "/live") == (200, "ok")
@@ -146,11 +146,11 @@ def test_what_is_still_open_at_the_end_is_told() -> None:
         life, limits = app.state.lifecycle, app.state.limits
         async with app.router.lifespan_context(app):
             open_reply = asyncio.create_task(ask(app, CHAT, HELLO | {"stream": True}))
-            while not limits.num_open:
+            while not num_taken(app):
                 await asyncio.sleep(0)
             life.ask_to_stop()
-            assert await life.until_over(0.01, lambda: limits.num_open)
-            assert limits.num_open == 0
+            assert await life.until_over(0.01, lambda: limits.num_inside)
+            assert limits.num_inside == 0
             assert (await open_reply).frames[-1] == "data: [DONE]"
             assert '"engine_stopped"' in (await open_reply).frames[-2]
 
@@ -166,11 +166,11 @@ def test_an_engine_that_dies_takes_the_server_along_after_every_reply_was_told()
             await life.until_ready()
             asks = [ask(app, CHAT, HELLO | {"stream": True, "model": name}) for name in ("scripted", "well")]
             replies = [asyncio.create_task(one) for one in asks]
-            while limits.num_open < 2:
+            while num_taken(app) < 2:
                 await asyncio.sleep(0)
             sick.engine = replace(sick.engine, alive=False)
             assert await status(app, "/live") == (503, "dead"), "at once, before anybody has noticed"
-            await asyncio.wait_for(life.until_over(60, lambda: limits.num_open), 60)
+            await asyncio.wait_for(life.until_over(60, lambda: limits.num_inside), 60)
             assert life.phase is Phase.DEAD and isinstance(life.failure, EngineError)
             for reply in replies:
                 assert '"engine_stopped"' in (await reply).frames[-2]
@@ -209,10 +209,10 @@ def test_an_engine_that_dies_ends_the_drain_and_a_late_signal_does_not_hide_it()
         async with app.router.lifespan_context(app):
             await life.until_ready()
             reply = asyncio.create_task(ask(app, CHAT, HELLO | {"stream": True}))
-            while not limits.num_open:
+            while not num_taken(app):
                 await asyncio.sleep(0)
             life.ask_to_stop()
-            over = asyncio.create_task(life.until_over(3600, lambda: limits.num_open))
+            over = asyncio.create_task(life.until_over(3600, lambda: limits.num_inside))
             await asyncio.sleep(0)
             model.engine = replace(model.engine, alive=False)
             await asyncio.wait_for(over, 60)

@@ -12,7 +12,7 @@ import pytest
 from server.limits import MAX_RETRY_SECONDS, WORK, Places
 from server.settings import Settings
 from tests.fakes import Gate, ScriptedModel
-from tests.server.wire import CHAT, HELLO, Answer, Connection, app_of, ask, call
+from tests.server.wire import CHAT, HELLO, Answer, Connection, app_of, ask, call, num_taken
 
 COMPLETIONS = "/v1/completions"
 EMBEDDINGS = "/v1/embeddings"
@@ -87,7 +87,7 @@ async def crowd(app: Any, gate: Gate, bodies: list[tuple[str, dict[str, Any]]]) 
     tasks = [asyncio.create_task(ask(app, path, body)) for path, body in bodies]
     for _ in range(200):
         await asyncio.sleep(0)
-    assert app.state.limits.num_open == sum(not task.done() for task in tasks)
+    assert app.state.limits.num_inside == sum(not task.done() for task in tasks)
     gate.open()
     return await asyncio.gather(*tasks)
 
@@ -102,7 +102,7 @@ def test_exactly_as_many_are_admitted_as_there_are_places(stream: bool) -> None:
     for answer in refused:
         assert answer.error["code"] == "queue_full" and answer.error["type"] == "rate_limit_error"
         assert int(answer.headers["retry-after"]) >= 1
-    assert app.state.limits.num_open == 0
+    assert num_taken(app) == 0
     assert call(app, CHAT, HELLO).status == 200, "every place is free again"
 
 
@@ -128,7 +128,7 @@ def test_one_full_model_does_not_close_the_others() -> None:
         busy, idle = ScriptedModel("a", gate, "b"), ScriptedModel(name="idle")
         app = app_of(busy, idle, max_num_seqs=1, max_num_queued_seqs=0)
         first = asyncio.create_task(ask(app, CHAT, HELLO))
-        while not app.state.limits.num_open:
+        while not num_taken(app):
             await asyncio.sleep(0)
         assert (await ask(app, CHAT, HELLO)).status == 429
         assert (await ask(app, CHAT, HELLO | {"model": "idle"})).status == 200
@@ -161,11 +161,11 @@ def test_a_client_that_leaves_frees_its_place() -> None:
             body = b'{"messages":[{"role":"user","content":"hi"}],' + stream + b"}"
             connection = Connection(app, CHAT, body)
             async with connection.running():
-                while not app.state.limits.num_open:
+                while not num_taken(app):
                     await asyncio.sleep(0)
                 assert (await ask(app, CHAT, HELLO)).status == 429
                 connection.close()
-            assert app.state.limits.num_open == 0
+            assert num_taken(app) == 0
         gate.open()
         assert (await ask(app, CHAT, HELLO)).status == 200
 
@@ -177,7 +177,7 @@ def test_a_full_server_refuses_before_it_has_read_anything() -> None:
         gate = Gate()
         app = app_of(ScriptedModel("a", gate, "b"), max_num_seqs=1, max_num_queued_seqs=0)
         first = asyncio.create_task(ask(app, CHAT, HELLO))
-        while not app.state.limits.num_open:
+        while not num_taken(app):
             await asyncio.sleep(0)
         for path in WORK:
             silent = Connection(app, path)

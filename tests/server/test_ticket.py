@@ -11,13 +11,13 @@ import pytest
 
 from llm.choice import TextDelta
 from llm.config import SamplingParams
-from llm.errors import QueueTimeout, RequestError, StepFailed
+from llm.errors import QueueTimeout, ReaderTooSlow, RequestError, StepFailed
 from llm.sequence import FinishReason, Sequence
 from server.metrics import Metrics
 from server.settings import Settings
 from server.ticket import Ticket
 from tests.fakes import Gate, ScriptedModel
-from tests.server.wire import CHAT, HELLO, Connection, app_of, ask, call
+from tests.server.wire import CHAT, HELLO, Connection, app_of, ask, call, num_taken
 
 
 def counts(app: Any, *names: str) -> dict[str, float]:
@@ -59,6 +59,7 @@ def test_a_reply_is_counted_as_its_usage() -> None:
         (ScriptedModel("a", finish=FinishReason.LENGTH), "length"),
         (ScriptedModel("a", StepFailed("no"), "b"), "error"),
         (ScriptedModel(StepFailed("no"), "b"), "error"),
+        (ScriptedModel("a", ReaderTooSlow("nobody reads"), "b"), "abort"),
         (ScriptedModel("a", ValueError("a bug"), "b"), "error"),
         (ScriptedModel("a", RequestError("a grammar that cannot go on"), "b"), "abort"),
     ],
@@ -111,8 +112,7 @@ def test_prompts_that_go_down_with_another_were_not_left_by_their_client(path: s
         'request_success_total{finished_reason="abort"}': 2,
         'request_success_total{finished_reason="error"}': 1,
     }
-    assert (model.num_open, app.state.limits.num_open) == (0, 0)
-    assert app.state.limits._places["scripted"].num_taken == 0
+    assert (model.num_open, num_taken(app)) == (0, 0)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -138,7 +138,7 @@ def test_a_client_that_leaves_is_counted_once_by_what_it_left(
             f'cancelled_total{{phase="{phase}"}}': 1,
             'request_success_total{finished_reason="abort"}': 2,
         }
-        assert app.state.limits.num_open == 0
+        assert num_taken(app) == 0
 
     asyncio.run(leave())
 
@@ -148,7 +148,7 @@ def test_a_refusal_counts_as_nothing_else() -> None:
         gate = Gate()
         app = app_of(ScriptedModel("a", gate, "b"), max_num_seqs=1, max_num_queued_seqs=0)
         first = asyncio.create_task(ask(app, CHAT, HELLO))
-        while not app.state.limits.num_open:
+        while not num_taken(app):
             await asyncio.sleep(0)
         for _ in range(3):
             await ask(app, CHAT, HELLO)
@@ -171,7 +171,7 @@ def test_places_are_given_back_as_replies_end_and_the_rest_with_the_request() ->
         settings=Settings(),
         metrics=Metrics(),
         give_back=lambda num, served: given_back.append(num if served else -num),
-        leave=lambda ticket: None,
+        leave=lambda: None,
     )
     observer = ticket.terms(None).observer
     assert observer is not None
