@@ -73,7 +73,10 @@ def test_one_that_never_answers_is_given_up_and_stopped() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_to_the_parent_stops_the_child(number: signal.Signals) -> None:
+    usual = "default_int_handler" if number == signal.SIGINT else "SIG_DFL"
     program = (
+        "import signal\n"
+        f"signal.signal({int(number)}, signal.{usual})\n"  # nohup, or a shell's &, may have it ignored
         "from clients.child import ChildServer\n"
         f"with ChildServer(command={FAKE!r}) as server:\n"
         "    print(server.pid, flush=True)\n"
