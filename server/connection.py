@@ -273,7 +273,10 @@ class Connection(H11Protocol):
         if self._socket.is_closing() or self.phase is Phase.LINGER:
             return
         self._enter(Phase.LINGER)
-        self._socket.write_eof()
+        try:
+            self._socket.write_eof()
+        except OSError:  # the client was faster, and its reset has not been read yet
+            self._socket.abort()
         self.flow.resume_reading()
 
     @property

@@ -40,6 +40,8 @@ GRAMMAR_ENDS = "the reply's grammar cannot go on"
 UNREAD_BYTES = 64 << 10
 """Fits into the sockets' buffers: below, the answer always arrives, whether or not the body was read."""
 FEW_BLOCKS = ["--max-num-seqs", "8", "--num-gpu-blocks-override", "24", "--max-num-batched-tokens", "48"]
+LONG_LINE = ["--max-num-queued-seqs", "4096"]
+"""Whoever asks is served: what a full server says is another test's matter."""
 LOGGED = 'exec "$0" -m server "$@" >"$LOG" 2>&1'
 """The child keeps the end of its log only; here all of it is read."""
 BEFORE: list[dict[str, Any]] = [
@@ -58,7 +60,8 @@ def test_ten_thousand_hostile_requests(tiny_folder: Path, tmp_path: Path) -> Non
         assert replies(child.url) == before
         quiet(child.url)
     written = log.read_text()
-    assert not re.findall(r".*(?:Traceback|ERROR|panicked|never retrieved).*", written), written[-8000:]
+    bad = re.search(r".*(?:Traceback|ERROR|panicked|never retrieved).*", written)
+    assert bad is None, written[max(0, bad.start() - 2000) : bad.start() + 6000]
     assert statuses["200"] > NUM_REQUESTS / 4, "many requests were good"
     assert statuses["400"] > NUM_REQUESTS / 10, "and many were not"
     assert statuses["left"] > NUM_REQUESTS / 50, "and many clients left early"
@@ -69,7 +72,7 @@ def server(folder: Path, log: Path) -> Iterator[ChildServer]:
     """A real one, with all it writes in a file."""
     command = ("sh", "-c", LOGGED, sys.executable)
     with ChildServer(
-        ["--checkpoint", str(folder), *FEW_BLOCKS], command=command, environment={"LOG": str(log)}
+        ["--checkpoint", str(folder), *FEW_BLOCKS, *LONG_LINE], command=command, environment={"LOG": str(log)}
     ) as child:
         yield child
 

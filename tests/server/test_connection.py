@@ -15,7 +15,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from typing import Any
 from urllib.parse import urlsplit
@@ -404,6 +404,26 @@ def test_a_client_that_stops_sending_after_its_answer_is_cut(impatient_url: str,
             with pytest.raises((ConnectionResetError, BrokenPipeError)):
                 while True:
                     client.send(b"x")
+
+
+def test_a_reset_that_is_not_read_yet_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The kernel knows of it when we say that nothing more comes, and refuses."""
+
+    def refuse(transport: Any) -> None:
+        raise OSError(107, "Transport endpoint is not connected")
+
+    monkeypatch.setattr("asyncio.selector_events._SelectorSocketTransport.write_eof", refuse)
+    head = b"POST /tokenize HTTP/1.1\r\nhost: x\r\ncontent-length: 9000000\r\nconnection: close\r\n\r\n"
+    with live(app_of()) as url:
+        host, port = urlsplit(url).netloc.split(":")
+        with socket.create_connection((host, int(port)), timeout=60) as client:
+            client.sendall(head)
+            with suppress(ConnectionResetError):
+                while client.recv(1 << 16):
+                    pass
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def test_a_server_that_stops_does_not_wait_for_those_it_said_goodbye_to() -> None:
