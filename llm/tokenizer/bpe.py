@@ -121,14 +121,19 @@ class TiktokenTokenizer:
         return ids
 
     def _cut(self, text: str) -> list[tuple[int, int]]:
-        """Where the pieces are. By a tokenizer that knows no token, alone in a batch: the library's
-        `pre_tokenize_str` would keep the interpreter from every other thread until it is done.
+        """Where the pieces are. Alone in a batch: the library's `pre_tokenize_str` would keep the interpreter
+        from every other thread until it is done.
         """
-        cutter = tokenizers.Tokenizer(tokenizers.models.WordLevel({"": 0}, unk_token=""))
-        cutter.pre_tokenizer = self._pattern.reference()
-        (cut,) = cutter.encode_batch([text], add_special_tokens=False)
+        (cut,) = self._cutter.encode_batch([text], add_special_tokens=False)
         offsets: list[tuple[int, int]] = cut.offsets
         return offsets
+
+    @cached_property
+    def _cutter(self) -> tokenizers.Tokenizer:
+        """Cuts as the reference does, and knows no token."""
+        cutter = tokenizers.Tokenizer(tokenizers.models.WordLevel({"": 0}, unk_token=""))
+        cutter.pre_tokenizer = self._pattern.reference()
+        return cutter
 
     @cached_property
     def _merger(self) -> tiktoken.Encoding:
