@@ -27,7 +27,7 @@ from typing import Any
 import httpx
 import yaml  # type: ignore[import-untyped]
 
-from tests.deploy.ray_client import Door, prompt
+from tests.deploy.ray_client import Door, Reply, prompt
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 120.0
@@ -61,6 +61,7 @@ PINNING = {
 }
 """A session stays with its replica however busy that is. Known to proxies that start after it is set."""
 Redeploy = Callable[..., Awaitable[float]]
+Stream = tuple[Reply, asyncio.Task[None]]
 Replicas = dict[str, tuple[str, dict[str, Any]]]
 """Replica → a session that leads there, and its /health."""
 
@@ -253,7 +254,8 @@ async def scaling(head: Door, redeploy: Redeploy) -> dict[str, Any]:
     async with head.load(8) as replies:
         up = await until("the second replica", lambda: states().get("RUNNING") == 2)
         both = await replicas(head, 2)
-    streams += [head.stream(prompt(session, 5000), session) for session, _ in both.values()]
+    for replica, (session, _) in both.items():
+        streams.append(await stream_on(head, replica, session))
     down = await until("the end of one", lambda: states().get("RUNNING") == 1)
     decided = time.monotonic()
     await asyncio.gather(*(reading for _, reading in streams))
@@ -264,6 +266,20 @@ async def scaling(head: Door, redeploy: Redeploy) -> dict[str, Any]:
         "witnesses": [asdict(reply) | {"outlived": reply.ended > decided} for reply, _ in streams],
         "load": Counter(f"{one.status} {one.error or ''}".strip() for one in replies),
     }
+
+
+async def stream_on(head: Door, replica: str, session: str) -> Stream:
+    """A stream open on that replica. A session's replica that looks busy, as it may just after a load, loses
+    requests to the other one: those are closed, and asked again.
+    """
+    for _ in range(50):
+        reply, reading = head.stream(prompt(session, 5000), session)
+        while not reply.pieces and not reading.done():
+            await asyncio.sleep(0.02)
+        if reply.replica == replica:
+            return reply, reading
+        reading.cancel()
+    raise AssertionError(f"session {session} never came to {replica}")
 
 
 async def throughput(head: Door, redeploy: Redeploy) -> dict[str, float]:
