@@ -38,7 +38,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.installed  ## offline, then through HTTP, on the default checkpoint
-	@$(BIN)/causerie bench-offline --checkpoint checkpoints/causette --json runs/offline.json
+	@$(BIN)/causerie bench --offline --checkpoint checkpoints/causette --json runs/offline.json --png runs/offline.png
 	@$(BIN)/causerie bench --spawn --checkpoint checkpoints/causette --offline runs/offline.json $(ARGS)
 
 # Reproduces checkpoints/causette in two stages: about an hour on one core with AVX512_BF16.
@@ -62,6 +62,7 @@ $(VENV)/.installed: pyproject.toml
 	@$(PIP) "pip>=25.3"  # which answers where a wheel is without reading it
 	@$(PIP) torch==2.13.0
 	@$(PIP) --editable .
+	@$(BIN)/causerie build-kernel || true  # it has said why not; a server without the kernel is only slower
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
@@ -69,4 +70,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build runs *.egg-info
+	rm -rf $(VENV) build runs llm/runner/native/built *.egg-info

@@ -28,11 +28,16 @@ COMMANDS = {
     "train pretrain": Command("llm.train.pretrain", "train a model on text"),
     "train sft": Command("llm.train.sft", "train a model on conversations"),
     "train facts": Command("llm.train.facts", "write the default checkpoint's conversations"),
+    "build-kernel": Command("llm.runner.native.build", "compile what computes on a CPU, for this one or all"),
     "eval": Command("llm.eval", "score a checkpoint's answers"),
+    "quality": Command("llm.quality", "compare formats of the weights with the unquantised model"),
+    "invariance": Command("llm.invariance", "show that company changes no bit of a sequence's logits"),
     "bench": Command("clients.bench", "measure a server through HTTP"),
-    "bench-offline": Command("llm.bench", "measure the engine without HTTP"),
-    "bench-cache": Command("llm.bench_cache", "compare cached with naive generation"),
-    "bench-grammar": Command("llm.bench_grammar", "measure what structured output costs"),
+    "bench --offline": Command("llm.bench.offline", "measure the engine without HTTP, and its runner alone"),
+    "bench --peers": Command("llm.bench.peers", "measure the runner beside other programs, in turn"),
+    "bench-offline": Command("llm.bench.offline", "the same as bench --offline"),
+    "bench-cache": Command("llm.bench.cache", "compare cached with naive generation"),
+    "bench-grammar": Command("llm.bench.grammar", "measure what structured output costs"),
 }
 
 
@@ -42,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
         print(_help())
         return 0
-    name = next((name for name in (" ".join(args[:2]), args[0]) if name in COMMANDS), None)
+    name = _name(args)
     if name is None:
         known = ", ".join(COMMANDS)
         print(f"causerie: no subcommand {' '.join(args[:2])!r}, there are: {known}", file=sys.stderr)
@@ -51,6 +56,13 @@ def main(argv: list[str] | None = None) -> int:
     module = importlib.import_module(COMMANDS[name].module)
     status: int = module.main(args[len(name.split()) :])
     return status
+
+
+def _name(args: list[str]) -> str | None:
+    """The subcommand they begin with; in `bench --offline FILE` the option is the load test's own."""
+    if args[:2] == ["bench", "--offline"] and args[2:] and not args[2].startswith("-"):
+        return "bench"
+    return next((name for name in (" ".join(args[:2]), args[0]) if name in COMMANDS), None)
 
 
 def _help() -> str:

@@ -29,7 +29,7 @@ def begin_masks(batch: Batch, device: torch.device) -> Future[Tensor] | None:
     """Start to find out what the grammars of a batch allow next, while the model computes what is probable.
 
     llguidance and the model both leave the interpreter to others, so where a core is to spare they share
-    the time; `llm.bench_grammar` prints what is left of the cost.
+    the time; `llm.bench.grammar` prints what is left of the cost.
     """
     matchers = [cast("Matcher", s.matcher) for s in batch.asking if s.matcher is not None]
     return _mask_thread().submit(next_masks, matchers, device) if matchers else None

@@ -14,10 +14,13 @@ import torch
 from llm.checkpoint import Checkpoint, load_model
 from llm.config import BLOCK_SIZE, EngineConfig
 from llm.engine import Emit, Engine
-from llm.errors import OptionError
+from llm.errors import CheckpointError, OptionError
 from llm.hardware import usable_cores
-from llm.placement import KV_SHARE, kv_room, resolve_devices, resolve_dtype
+from llm.placement import KV_SHARE, KVType, Place, RunnerName, kv_room, resolve_places
+from llm.runner import Runner
 from llm.runner.eager import EagerRunner
+from llm.runner.native.runner import NativeRunner
+from llm.runner.native.weights import Quantization
 from llm.text import TextModel
 
 log = logging.getLogger("llm.load")
@@ -85,6 +88,10 @@ def load_text_model(
     *,
     devices: str = "auto",
     dtype: str = "auto",
+    runner: RunnerName = "auto",
+    quantization: Quantization = "auto",
+    kv_cache_dtype: KVType = "auto",
+    isa: str | None = None,
     threads: int | None = None,
     name: str | None = None,
     memory_share: float = 1.0,
@@ -95,8 +102,10 @@ def load_text_model(
     Args:
         checkpoint: opened and proven.
         devices: "auto", one device, or several separated by commas.
-        dtype: of weights, activations and KV cache.
-        threads: of torch on the CPU, for the whole process; every usable core when None.
+        dtype: of an eager runner's weights, activations and KV cache.
+        runner, quantization, kv_cache_dtype, isa: what computes on a CPU; see `resolve_places`.
+        threads: that compute on the CPU; every usable core when None. torch gets them for the whole process
+            when the eager runner computes there, else one.
         name: model id; the checkpoint's own when None.
         memory_share: of the memory for all models, what this one may plan with.
         bounds: of the engine.
@@ -104,28 +113,62 @@ def load_text_model(
     Raises:
         CheckpointError, DeviceError, OptionError: one line each.
     """
-    places = [(device, resolve_dtype(dtype, device, checkpoint)) for device in resolve_devices(devices)]
+    places = resolve_places(
+        checkpoint,
+        devices,
+        dtype,
+        runner=runner,
+        quantization=quantization,
+        kv_cache_dtype=kv_cache_dtype,
+        isa=isa,
+    )
     room = kv_room(checkpoint, places, KV_SHARE * memory_share)
     config = engine_config(checkpoint, kv_room=room, **bounds)
-    torch.set_num_threads(usable_cores() if threads is None else threads)
-    bounded = _bounded(checkpoint, config.max_model_len)
+    num_threads = usable_cores() if threads is None else threads
     vocab_size = min(checkpoint.config.vocab_size, checkpoint.tokenizer.vocab_size)
 
-    def make_engine(device: torch.device, kind: torch.dtype, emit: Emit) -> Engine:
-        runner = EagerRunner(load_model(bounded, device, kind), config)
-        return Engine(runner, config, vocab_size, emit, str(device))
+    def make_engine(place: Place, emit: Emit) -> Engine:
+        computing = make_runner(checkpoint, config, place, threads=num_threads, isa=isa)
+        return Engine(computing, config, vocab_size, emit, str(place.device))
 
-    device, kind = places[0]
     return TextModel(
         name=name or checkpoint.name,
         source=checkpoint.path.name,
-        fingerprint=f"fp_{checkpoint.digest[:10]}_{device.type}_{str(kind).removeprefix('torch.')}",
+        fingerprint=f"fp_{checkpoint.digest[:10]}_{places[0].label}",
         tokenizer=checkpoint.tokenizer,
         template=checkpoint.template,
         defaults=checkpoint.defaults,
         max_model_len=config.max_model_len,
-        make_engines=lambda emit: [make_engine(*place, emit) for place in places],
+        make_engines=lambda emit: [make_engine(place, emit) for place in places],
     )
+
+
+def make_runner(
+    checkpoint: Checkpoint, config: EngineConfig, place: Place, *, threads: int, isa: str | None = None
+) -> Runner:
+    """What computes this checkpoint there. Sets torch's threads for the whole process: the native runner has
+    its own, and torch's would only be in their way.
+
+    Raises:
+        CheckpointError, OptionError: one line each.
+    """
+    bounded = _bounded(checkpoint, config.max_model_len)
+    if not place.native:
+        torch.set_num_threads(threads)
+        return EagerRunner(load_model(bounded, place.device, place.dtype), config)
+    torch.set_num_threads(1)
+    try:
+        return NativeRunner(
+            bounded.config,
+            bounded.weights(),
+            config,
+            quantization=place.quantization,
+            half_kv=place.half_kv,
+            num_threads=threads,
+            isa=isa,
+        )
+    except MemoryError as error:
+        raise CheckpointError(f"{checkpoint.path}: does not fit in memory: {error}") from None
 
 
 def _bounded(checkpoint: Checkpoint, max_model_len: int) -> Checkpoint:

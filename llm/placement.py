@@ -1,14 +1,19 @@
-"""Where a model goes: devices, the type it computes in, and how much memory it may plan with.
+"""Where a model goes: devices, what computes there and in which type, and how much memory it may plan with.
 
-    >>> resolve_devices("cuda:0,cuda:1")
+    >>> resolve_places(checkpoint, "cpu")
+    [Place(device=device(type='cpu'), dtype=torch.float32, native=True, quantization='auto', half_kv=True)]
 
+On a CPU the native runner is taken where its library can be had, else the eager one, and the log says why.
 Refuses to know engines.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -17,6 +22,14 @@ from llm.checkpoint.record import expected_shapes
 from llm.config import BLOCK_SIZE, ModelConfig
 from llm.errors import DeviceError, OptionError
 from llm.hardware import free_memory
+from llm.runner.native.build import NativeUnavailable, built_library
+from llm.runner.native.runner import kv_block_bytes
+from llm.runner.native.weights import Quantization
+
+log = logging.getLogger(__name__)
+
+RunnerName = Literal["auto", "native", "eager"]
+KVType = Literal["auto", "float16", "float32"]
 
 KV_SHARE = 0.8
 """Of the free memory, what weights and KV cache may take: the rest is for activations and neighbours."""
@@ -26,6 +39,109 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float64": torch.float64,
 }
+_NATIVE_BYTES = {"none": 4.0, "int8": 34 / 32, "int4": 34 / 32, "auto": 34 / 32}
+"""Of a weight, at most: one of 4 bits takes less."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One copy of the weights, and what computes with it.
+
+    Attributes:
+        device: where.
+        dtype: of the eager runner's weights, activations and KV cache; float32 with the native one.
+        native: the native runner, else the eager one.
+        quantization: of the native runner's matrices; "none" with the eager one.
+        half_kv: the native runner's keys and values in float16, else float32.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    native: bool = False
+    quantization: Quantization = "none"
+    half_kv: bool = False
+
+    @property
+    def label(self) -> str:
+        """For a fingerprint: what of the place can change an answer."""
+        kind = str(self.dtype).removeprefix("torch.")
+        if not self.native:
+            return f"{self.device.type}_{kind}"
+        weights = {"none": kind, "auto": "stored"}.get(self.quantization, self.quantization)
+        return f"native_{weights}_{'kv16' if self.half_kv else 'kv32'}"
+
+
+def resolve_places(
+    checkpoint: Checkpoint,
+    devices: str = "auto",
+    dtype: str = "auto",
+    *,
+    runner: RunnerName = "auto",
+    quantization: Quantization = "auto",
+    kv_cache_dtype: KVType = "auto",
+    isa: str | None = None,
+) -> list[Place]:
+    """A place for each device named.
+
+    Args:
+        isa: of the native runner's library; None for the best of this CPU.
+
+    Raises:
+        DeviceError: as resolve_devices.
+        OptionError: what was asked for cannot be had on a device.
+    """
+    asked = _Asked(dtype, runner, quantization, kv_cache_dtype, isa)
+    return [_place(checkpoint, device, asked) for device in resolve_devices(devices)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    dtype: str
+    runner: RunnerName
+    quantization: Quantization
+    kv_cache_dtype: KVType
+    isa: str | None
+
+    @property
+    def needs_native(self) -> str:
+        """The option that only the native runner can honour, or ""."""
+        if self.runner == "native":
+            return "--runner native"
+        return f"--quantization {self.quantization}" if self.quantization in ("int8", "int4") else ""
+
+
+def _place(checkpoint: Checkpoint, device: torch.device, asked: _Asked) -> Place:
+    kind = resolve_dtype(asked.dtype, device, checkpoint)
+    why_not = _why_not_native(device, kind, asked)
+    if not why_not:
+        auto = "float32" if asked.quantization == "none" else "float16"
+        kv = auto if asked.kv_cache_dtype == "auto" else asked.kv_cache_dtype
+        return Place(device, kind, True, asked.quantization, kv == "float16")
+    if asked.needs_native:
+        raise OptionError(f"{asked.needs_native}: {why_not}")
+    name = str(kind).removeprefix("torch.")
+    if asked.kv_cache_dtype not in ("auto", name):
+        raise OptionError(
+            f"--kv-cache-dtype {asked.kv_cache_dtype}: the eager runner keeps keys and values in {name}, and "
+            f"{why_not}"
+        )
+    return Place(device, kind)
+
+
+def _why_not_native(device: torch.device, dtype: torch.dtype, asked: _Asked) -> str:
+    """One line, or "" when the native runner can serve. A library that cannot be had is a warning, too."""
+    if asked.runner == "eager":
+        return "--runner is eager"
+    if device.type != "cpu":
+        return f"the native runner computes on a CPU, not on {device}"
+    if dtype is not torch.float32:
+        return f"the native runner computes in float32, not in --dtype {asked.dtype}"
+    try:
+        built_library(asked.isa)
+    except NativeUnavailable as error:
+        log.warning("no native runner: %s; the eager runner serves, in float32", error)
+        return str(error)
+    return ""
 
 
 def resolve_devices(devices: str) -> list[torch.device]:
@@ -84,21 +200,24 @@ def resolve_dtype(dtype: str, device: torch.device, checkpoint: Checkpoint) -> t
     return torch.float32
 
 
-def kv_bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
+def kv_bytes_per_token(config: ModelConfig, place: Place) -> float:
     """Bytes that one token keeps in the KV cache, all layers together."""
-    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
+    if place.native:
+        return sum(kv_block_bytes(config, place.half_kv)) / BLOCK_SIZE
+    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * place.dtype.itemsize
 
 
-def kv_room(checkpoint: Checkpoint, places: Sequence[tuple[torch.device, torch.dtype]], share: float) -> int:
+def kv_room(checkpoint: Checkpoint, places: Sequence[Place], share: float) -> int:
     """Tokens whose keys and values fit beside the weights: the least over the devices.
 
     Args:
         share: of the memory that is free there now, for weights and cache together.
     """
     num_parameters = sum(math.prod(shape) for shape in expected_shapes(checkpoint.config).values())
-    on_cpu = sum(device.type != "cuda" for device, _ in places)  # these share one memory
+    on_cpu = sum(place.device.type != "cuda" for place in places)  # these share one memory
     rooms = []
-    for device, dtype in places:
-        free = share * free_memory(device) / (1 if device.type == "cuda" else on_cpu)
-        rooms.append((free - num_parameters * dtype.itemsize) / kv_bytes_per_token(checkpoint.config, dtype))
+    for place in places:
+        free = share * free_memory(place.device) / (1 if place.device.type == "cuda" else on_cpu)
+        each = _NATIVE_BYTES[place.quantization] if place.native else place.dtype.itemsize
+        rooms.append((free - num_parameters * each) / kv_bytes_per_token(checkpoint.config, place))
     return int(max(min(rooms), 0)) // BLOCK_SIZE * BLOCK_SIZE

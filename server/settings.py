@@ -74,6 +74,18 @@ class Settings(BaseSettings):
     )
     device: str = Field("auto", min_length=1, description="auto, cpu, mps, cuda, or several: cuda:0,cuda:1")
     dtype: str = Field("auto", min_length=1, description="auto, float32, float16 or bfloat16")
+    runner: Literal["auto", "native", "eager"] = Field(
+        "auto",
+        description="what computes on a CPU: the compiled kernel or torch; auto: the kernel where it runs",
+    )
+    quantization: Literal["auto", "none", "int8", "int4"] = Field(
+        "auto",
+        description="weights of the kernel; auto: as the checkpoint groups them, else int8; none: float32",
+    )
+    kv_cache_dtype: Literal["auto", "float16", "float32"] = Field(
+        "auto",
+        description="keys and values of the kernel; auto: float16, but float32 with --quantization none",
+    )
     threads: Count | None = Field(
         None, description="CPU threads of the model; default is every usable core but one"
     )

@@ -20,7 +20,6 @@ from llm.checkpoint.record import expected_shapes
 from llm.errors import OptionError
 from llm.hardware import usable_cores
 from llm.load import load_text_model
-from llm.placement import resolve_devices, resolve_dtype
 from llm.text import TextModel
 from server.settings import Settings
 
@@ -126,6 +125,9 @@ def _load(named: Named, settings: Settings, memory_share: float) -> Loaded:
         checkpoint,
         devices=settings.device,
         dtype=settings.dtype,
+        runner=settings.runner,
+        quantization=settings.quantization,
+        kv_cache_dtype=settings.kv_cache_dtype,
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
@@ -134,14 +136,11 @@ def _load(named: Named, settings: Settings, memory_share: float) -> Loaded:
         name=named.name,
         memory_share=memory_share,
     )
-    places = ", ".join(
-        f"{device} in {str(resolve_dtype(settings.dtype, device, checkpoint)).removeprefix('torch.')}"
-        for device in resolve_devices(settings.device)
-    )
+    places = ", ".join(f"{engine.runner.about} on {engine.device}" for engine in model.engines)
     num_parameters = sum(math.prod(shape) for shape in expected_shapes(checkpoint.config).values())
     summary = (
         f"model {model.name}: {checkpoint.kind} {checkpoint.path} ({checkpoint.architecture}), "
-        f"{num_parameters / 1e6:.1f}M parameters on {places}, max_model_len {model.max_model_len}"
+        f"{num_parameters / 1e6:.1f}M parameters, {places}, max_model_len {model.max_model_len}"
     )
     return Loaded(model, summary)
 

@@ -67,3 +67,16 @@ def test_the_modules_status_is_the_commands(
         causerie.main(["bench", "--rounds", "none"])
     assert caught.value.code == 2
     assert "causerie bench: error" in capsys.readouterr().err
+
+
+def test_a_file_after_bench_offline_is_the_load_tests(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`bench --offline` measures the engine; `bench --offline FILE` compares a server with what it wrote."""
+    monkeypatch.setattr(sys, "argv", ["causerie"])
+    missing = str(tmp_path / "missing.json")
+    assert causerie.main(["bench", "--offline", missing]) == 2
+    assert missing in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        causerie.main(["bench", "--offline", "--rounds", "none"])
+    assert "causerie bench --offline: error: argument --rounds" in capsys.readouterr().err

@@ -28,6 +28,7 @@ IMAGE = "localhost/causerie"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "causerie" / "image"
 TOOLS = ("buildah", "debootstrap")
 PACKAGES = "python3,python3-venv,ca-certificates"
+KERNELS = "app/llm/runner/native/built"
 DOCUMENTS = (
     "usr/share/doc",
     "usr/share/man",
@@ -66,8 +67,10 @@ def main(argv: list[str] | None = None) -> int:
     figures = {"image": IMAGE, "driver": store.driver, "seconds": round(time.monotonic() - begun)}
     with store.mounted(IMAGE) as root:
         parts = biggest(root)
+        kernels = sorted(path.name.split("-")[0] for path in (root / KERNELS).glob("*.so"))
     for name, size in parts.items():
         print(f"{size / 1e6:7.1f} MB  {name}")
+    figures |= {"kernels": kernels}
     figures |= {"bytes": store.size(IMAGE), "base_bytes": store.size(base_name(args.suite)), "parts": parts}
     if args.compressed:
         figures["compressed_bytes"] = compressed(store)

@@ -22,6 +22,13 @@ def status_of(pid: int) -> dict[str, str]:
         return {name: " ".join(value.split()) for name, value in pairs if name in FIELDS}
 
 
+def kernel_of(pid: int) -> str | None:
+    """The compiled library that a process has mapped to compute with, or None."""
+    with open(f"/proc/{pid}/maps") as lines:
+        paths = (line.split()[-1] for line in lines)
+        return next((os.path.basename(path) for path in paths if "/native/built/" in path), None)
+
+
 def meets(attempt: str) -> str:
     """How writing a file into a folder ends: the error's name, or `written`."""
     path = os.path.join(attempt, ".touched")
@@ -52,6 +59,7 @@ def main() -> None:
     told = {
         "command": command,
         "server": status_of(1),
+        "kernel": kernel_of(1),
         "me": status_of(os.getpid()),
         "writes": {folder: meets(folder) for folder in sys.argv[1:]},
         "interfaces": sorted(os.listdir("/sys/class/net")),

@@ -149,6 +149,7 @@ def _look(box: Container, script: Transcript, mounted: Sequence[str]) -> dict[st
     seen: dict[str, Any] = json.loads(answer.stdout)
     server = seen["server"]
     script.say(f"process 1 is {' '.join(seen['command'])}: {server['Threads']} threads, {server['VmRSS']}")
+    script.say(f"it computes with {seen['kernel'] or 'torch, no kernel'}")
     script.check(
         "0" not in server["Uid"].split(), f"its user ids: {server['Uid']}, group ids: {server['Gid']}"
     )

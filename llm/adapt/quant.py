@@ -9,17 +9,17 @@ A row of `in` numbers is `in / 32` blocks, one after the other; a scale is a lit
 
     The byte n_j of a 4-bit block holds q_j in its low half and q_(j+16) in its high half.
 
-These are the blocks of GGUF files, byte for byte. Refuses to know files, names and kernels: a runner takes
-`data` as it is, or asks for floats.
+These are the blocks of GGUF files, byte for byte; `quantize` makes them from floats. Refuses to know files,
+names and kernels: a runner takes `data` as it is, or asks for floats.
 
-    >>> weight = QuantTensor("q8_0", (1, 32), torch.zeros(1, 34, dtype=torch.uint8))
-    >>> weight.dequantize().shape
-    torch.Size([1, 32])
+    >>> weight = quantize(torch.arange(-64.0, 64.0).view(2, 64) * 2, "q8_0")
+    >>> weight.nbytes, weight.dequantize()[0, :3]
+    (136, tensor([-127.9922, -125.9766, -123.9609]))
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -34,6 +34,14 @@ _NUM_SCALES: dict[Format, int] = {"q8_0": 1, "q4_0": 1, "q4_1": 2}
 _CHUNK_BYTES = 2 << 20
 _TEMPORARY_BYTES = 6
 """A weight's share of a chunk's temporary tensors: a float32, and at most two bytes of whole numbers."""
+_FIT_BYTES = 16
+"""The same when quantising: the weights, what they become, and two steps between, all float32."""
+_FITS = 3
+"""Rounds of least squares for q4_1: they take 14 % off the squared error; the next three would take 1 %."""
+_NORMAL, _STEP = 2.0**-14, 2.0**-24
+"""Float16's least number of full precision, and the distance between those below it."""
+_ALMOST_HALF = 0.5 - 2.0**-25
+"""Added before a fraction is cut off: halves go away from zero, as with 0.5, but 0.49999997 does not."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,3 +128,116 @@ def _dequantize(kind: Format, blocks: Tensor) -> Tensor:
     if kind == "q4_0":
         return values.sub_(8.0).mul_(scale)
     return values.mul_(scale).add_(scales[..., 1:])  # rounded twice, as the formula says: not fused
+
+
+def pad_inputs(weight: Tensor) -> Tensor:
+    """(out, in) → (out, in rounded up to a multiple of 32): zeros at the end of rows, or `weight` itself."""
+    missing = -weight.shape[1] % GROUP
+    return torch.nn.functional.pad(weight, (0, missing)) if missing else weight
+
+
+def quantize(weight: Tensor, format: Format) -> QuantTensor:
+    """Floats (out, in) of any type and strides, in a multiple of 32 (`pad_inputs`), rounded to a format.
+
+    In q8_0 and q4_0 the bytes are those of GGUF's own quantiser, except where float16 has fewer than 11 bits
+    for the scale (q8_0: no weight of the group beyond 0.0077): there the scale is rounded up and the weights
+    to multiples of it. In q4_1, scale and minimum are fitted to the group, see `_fit_q4_1`. Works through the
+    rows in chunks: temporary memory is about 2 MiB, or a row's if more.
+
+    Raises:
+        ValueError: a group's scale is no float16: NaN, infinity, or weights far beyond ±65504.
+    """
+    rows, columns = weight.shape
+    assert weight.is_floating_point() and columns % GROUP == 0, (weight.dtype, columns)
+    shape = (rows, columns // GROUP, BLOCK_BYTES[format])
+    blocks = torch.empty(shape, dtype=torch.uint8, device=weight.device)
+    step = max(1, _CHUNK_BYTES // (_FIT_BYTES * max(1, columns)))
+    for start in range(0, rows, step):
+        some = weight.detach()[start : start + step].float().contiguous()
+        scales, codes = _FIT[format](some.view(-1, columns // GROUP, GROUP))
+        scales = scales.half()
+        _check_scales(format, scales, start)
+        _store(format, blocks[start : start + step], scales, codes)
+    return QuantTensor(format, (rows, columns), blocks.flatten(1))
+
+
+def _check_scales(kind: Format, scales: Tensor, start: int) -> None:
+    """Float16 (rows, blocks, 1 or 2) of the rows from `start` on. Raises ValueError."""
+    if bool(scales.isfinite().all()):
+        return
+    row, group, which = (~scales.isfinite()).nonzero()[0].tolist()
+    raise ValueError(
+        f"row {start + row}, inputs {group * GROUP} to {group * GROUP + GROUP - 1}: the {kind} "
+        f"{'minimum' if which else 'scale'} of these weights would be {scales[row, group, which].item()} "
+        "in float16, which ends at ±65504"
+    )
+
+
+def _store(kind: Format, blocks: Tensor, scales: Tensor, codes: Tensor) -> None:
+    """Fill (rows, blocks, bytes) from scales and whole numbers; a fraction of `codes` is cut off."""
+    num_scales = _NUM_SCALES[kind]
+    blocks.view(torch.float16)[..., :num_scales] = scales
+    rest = blocks[..., 2 * num_scales :]
+    if kind == "q8_0":
+        rest.view(torch.int8).copy_(codes)
+        return
+    whole = codes.to(torch.uint8)
+    torch.bitwise_or(whole[..., : GROUP // 2], whole[..., GROUP // 2 :] << 4, out=rest)
+
+
+def _fit_q8_0(groups: Tensor) -> tuple[Tensor, Tensor]:
+    """(rows, blocks, 32) → scales (rows, blocks, 1) and codes (rows, blocks, 32), float32 before cutting."""
+    scale = _storable(groups.abs().amax(-1, keepdim=True) / 127)
+    codes = groups * _inverse(scale)
+    return scale, codes.add_(torch.copysign(torch.tensor(_ALMOST_HALF), codes))
+
+
+def _fit_q4_0(groups: Tensor) -> tuple[Tensor, Tensor]:
+    """As _fit_q8_0; the weight farthest from zero becomes -8 times the scale, whatever its sign."""
+    peak = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
+    scale = _storable(peak / -8)
+    return scale, (groups * _inverse(scale)).add_(8.5).clamp_(0, 15)
+
+
+def _fit_q4_1(groups: Tensor) -> tuple[Tensor, Tensor]:
+    """As _fit_q8_0, with scale d and minimum m.
+
+    Lines through the least and the greatest weight serve the two worst; from there d and m and the whole
+    numbers are chosen in turns, each the best for the other (least squares; nearest number).
+    """
+    minimum = groups.amin(-1, keepdim=True)
+    scale = (groups.amax(-1, keepdim=True) - minimum) / 15
+    mean = groups.mean(-1, keepdim=True)
+    for _ in range(_FITS):
+        codes = _nearest(groups, scale, minimum)
+        middle = codes.mean(-1, keepdim=True)
+        codes.sub_(middle)
+        slope = (codes * groups).sum(-1, keepdim=True)
+        spread = codes.square_().sum(-1, keepdim=True)
+        scale = torch.where(spread == 0, scale, slope / spread)  # 0: all weights of the group are equal
+        minimum = mean - scale * middle
+    scale, minimum = _storable(scale).half().float(), minimum.half().float()
+    return torch.cat([scale, minimum], -1), _nearest(groups, scale, minimum)
+
+
+def _nearest(groups: Tensor, scale: Tensor, minimum: Tensor) -> Tensor:
+    """The whole numbers 0..15, as floats, that come closest to `groups`."""
+    return (groups - minimum).mul_(_inverse(scale)).round_().clamp_(0, 15)
+
+
+def _storable(scale: Tensor) -> Tensor:
+    """The scale; below float16's normal numbers its next step away from zero, so that codes stay small."""
+    steps = (scale / _STEP).abs().ceil() * _STEP
+    return torch.where(scale.abs() < _NORMAL, torch.copysign(steps, scale), scale)
+
+
+def _inverse(scale: Tensor) -> Tensor:
+    """1 / scale, and 0 of 0."""
+    return torch.where(scale == 0, 0, 1 / scale)
+
+
+_FIT: dict[Format, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
+    "q8_0": _fit_q8_0,
+    "q4_0": _fit_q4_0,
+    "q4_1": _fit_q4_1,
+}

@@ -1,6 +1,6 @@
 """Batch in, logits out: the only place that moves data between host and device.
 
-`eager` runs the torch model on any device; others join behind the same call.
+`eager` runs the torch model on any device; `native` runs a kernel of our own on CPUs.
 """
 
 from dataclasses import dataclass
@@ -30,5 +30,12 @@ class Runner(Protocol):
 
     device: torch.device
 
+    @property
+    def about(self) -> str:
+        """What computes and in which formats, for people: "eager runner, float32"."""
+        ...
+
     def run(self, batch: Batch) -> StepOutput:
-        """Copy the blocks that the batch says, compute every chunk, and return what it wants to know."""
+        """Copy the blocks that the batch says, compute every chunk, and return what it wants to know: tensors
+        that are good until the next call.
+        """

@@ -26,6 +26,11 @@ class EagerRunner:
         self.device = model.device
         self.kv = PagedKV(model.config, config, model.device, model.tokens.weight.dtype)
 
+    @property
+    def about(self) -> str:
+        """See Runner."""
+        return f"eager runner, {str(self.model.tokens.weight.dtype).removeprefix('torch.')}"
+
     @torch.inference_mode()
     def run(self, batch: Batch) -> StepOutput:
         """See Runner."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
-from deploy.docker.build_without_daemon import local_paths
+from deploy.docker.build_without_daemon import KERNELS, local_paths
+from llm.runner.native.build import BUILT, SOURCES
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -29,6 +31,25 @@ def test_what_is_copied_is_there_and_let_through() -> None:
 def test_every_package_of_the_project_is_copied() -> None:
     packages = {name.split(".")[0] for name in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]}
     assert packages <= copied()
+
+
+def test_the_kernel_is_compiled_during_the_build_and_its_compiler_left_there() -> None:
+    build, image = re.split(r"^FROM .*\n", DOCKERFILE, flags=re.M)[1:]
+    assert "install -y --no-install-recommends gcc libc6-dev" in build
+    assert build.index("COPY llm llm") < build.index("causerie build-kernel --isa all")
+    assert "RUN" not in image and Path(KERNELS) == "app" / BUILT.relative_to(ROOT)
+    ours = str((BUILT / "any.so").relative_to(ROOT))
+    assert str(Path(ours).parent) in (ROOT / ".dockerignore").read_text().split(), (
+        "made for another C library"
+    )
+    ignored = subprocess.run(["git", "check-ignore", "--quiet", "--no-index", ours], cwd=ROOT, check=False)
+    assert ignored.returncode in (0, 128), "128: no repository here"
+
+
+def test_the_kernels_sources_are_in_a_wheel() -> None:
+    patterns = PROJECT["tool"]["setuptools"]["package-data"]["llm.runner.native"]
+    package = SOURCES.parent
+    assert set(SOURCES.iterdir()) == {path for pattern in patterns for path in package.glob(pattern)}
 
 
 def test_versions_are_the_projects_own() -> None:

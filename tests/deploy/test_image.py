@@ -7,6 +7,7 @@ say why. The base is kept in pytest's cache; the built image is removed at the e
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 
 from deploy.docker.build_without_daemon import IMAGE, ROOT
 from deploy.docker.buildah import NOT_HERE, Store
+from llm.runner.native.build import NativeUnavailable, best_isa
 
 MOST_BYTES = 800_000_000
 """Uncompressed; torch's libraries alone are 369 MB, the base 126 MB."""
@@ -35,6 +37,13 @@ def run(module: str, cache: Path, *arguments: str) -> dict[str, Any]:
     print(done.stdout[-6000:])
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
+
+
+def kernel_here() -> str:
+    try:
+        return best_isa()
+    except NativeUnavailable:
+        return "None"
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +71,7 @@ def test_the_image_is_small_and_holds_what_serves(built: dict[str, Any]) -> None
     packages = {Path(path).name for path in built["parts"]}
     assert {"torch", "numpy"} <= packages
     assert not packages & {"matplotlib", "networkx", "transformers", "pip"}
+    assert built["kernels"] == (["avx2", "avx512"] if platform.machine() == "x86_64" else [])
 
 
 @pytest.mark.parametrize("name", ["baked", "mounted"])
@@ -74,6 +84,9 @@ def test_behind_a_closed_door_it_starts_answers_and_stops(tried: dict[str, Any],
     assert not any(int(server[name], 16) for name in server if name.startswith("Cap"))
     assert proof["interfaces"] == ["lo"] and proof["outside"] == "ENETUNREACH"
     assert set(proof["writes"].values()) == {"EROFS"}
+    assert str(proof["kernel"]).split("-")[0] == kernel_here(), (
+        "compiled during the build, chosen at the start"
+    )
 
 
 def test_a_checkpoint_from_outside_is_served_by_its_own_name(tried: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from llm.bench_cache import attention_pairs
+from llm.bench.cache import attention_pairs
 from llm.config import SamplingParams
 from llm.generate import generate_cached, generate_naive
 from llm.kv.concat import ConcatCache, NoCache

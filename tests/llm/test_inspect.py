@@ -64,9 +64,12 @@ def test_a_name_is_looked_up_among_the_pulled(
 def test_memory_is_what_the_cache_takes(folder: Path) -> None:
     import torch
 
-    from llm.placement import kv_bytes_per_token
+    from llm.placement import Place, kv_bytes_per_token
 
-    assert kv_bytes_per_token(open_checkpoint(folder).config, torch.float32) == 2 * 2 * 2 * 8 * 4
+    assert (
+        kv_bytes_per_token(open_checkpoint(folder).config, Place(torch.device("cpu"), torch.float32))
+        == 2 * 2 * 2 * 8 * 4
+    )
 
 
 def test_what_cannot_be_served_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,15 +15,16 @@ from llm.config import COURSE_DEFAULTS, SamplingParams
 from llm.errors import DeviceError, OptionError
 from llm.generate import generate_cached
 from llm.load import engine_config, load_text_model
-from llm.placement import kv_bytes_per_token, kv_room, resolve_devices, resolve_dtype
+from llm.placement import Place, kv_bytes_per_token, kv_room, resolve_devices, resolve_dtype, resolve_places
 from llm.runner.eager import EagerRunner
+from llm.runner.native.build import NativeUnavailable
 from llm.tokenizer import ByteTokenizer
 from tests.fakes import tiny_model
 
 
 def test_a_folder_is_served_with_its_own_bounds(tiny_folder: Path) -> None:
     async def reply() -> str:
-        model = load_text_model(open_checkpoint(tiny_folder), devices="cpu", name="mine")
+        model = load_text_model(open_checkpoint(tiny_folder), devices="cpu", quantization="none", name="mine")
         assert (model.name, model.max_model_len) == ("mine", 256)
         model.start()
         text = [
@@ -116,9 +118,9 @@ def test_little_memory_lowers_the_pool_then_the_context(
 
 def test_room_is_what_the_weights_leave(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = open_checkpoint(tiny_folder)
-    place = (torch.device("cpu"), torch.float32)
+    place = Place(torch.device("cpu"), torch.float32)
     weights = 4 * tiny_model(num_positions=256).num_parameters()
-    per_token = kv_bytes_per_token(checkpoint.config, torch.float32)
+    per_token = kv_bytes_per_token(checkpoint.config, place)
     monkeypatch.setattr("llm.placement.free_memory", lambda device: 2 * (weights + 160 * per_token))
     assert kv_room(checkpoint, [place], 0.5) == 160
     monkeypatch.undo()
@@ -126,6 +128,69 @@ def test_room_is_what_the_weights_leave(tiny_folder: Path, monkeypatch: pytest.M
     assert one % 16 == 0 and half == pytest.approx(one / 2, rel=0.1)
     assert kv_room(checkpoint, [place, place], 0.5) == pytest.approx(half, rel=0.1), "two copies, one memory"
     assert kv_room(checkpoint, [place], 1e-9) == 0
+
+
+def test_a_native_token_takes_half_of_what_an_eager_one_takes(tiny_folder: Path) -> None:
+    config = open_checkpoint(tiny_folder).config  # heads of 16
+    eager, half = (
+        Place(torch.device("cpu"), torch.float32, native, "auto", native) for native in (False, True)
+    )
+    assert kv_bytes_per_token(config, eager) == 2 * kv_bytes_per_token(config, half)
+
+
+@pytest.mark.parametrize(
+    ("options", "label"),
+    [
+        ({}, "native_stored_kv16"),
+        ({"quantization": "int8"}, "native_int8_kv16"),
+        ({"quantization": "none"}, "native_float32_kv32"),
+        ({"quantization": "none", "kv_cache_dtype": "float16"}, "native_float32_kv16"),
+        ({"kv_cache_dtype": "float32"}, "native_stored_kv32"),
+        ({"runner": "eager"}, "cpu_float32"),
+        ({"runner": "eager", "kv_cache_dtype": "float32"}, "cpu_float32"),
+        ({"dtype": "bfloat16"}, "cpu_bfloat16"),
+    ],
+)
+def test_what_computes_on_a_cpu(tiny_folder: Path, options: dict[str, Any], label: str) -> None:
+    (place,) = resolve_places(open_checkpoint(tiny_folder), "cpu", **options)
+    assert place.label == label
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"runner": "eager", "quantization": "int8"}, "--quantization int8: --runner is eager"),
+        ({"runner": "native", "dtype": "float64"}, "--runner native: .* float32, not in --dtype float64"),
+        ({"quantization": "int4", "dtype": "float16"}, "--quantization int4: .* not in --dtype float16"),
+        ({"runner": "eager", "kv_cache_dtype": "float16"}, "--kv-cache-dtype float16: .* values in float32"),
+    ],
+)
+def test_what_cannot_compute_so(tiny_folder: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        resolve_places(open_checkpoint(tiny_folder), "cpu", **options)
+
+
+def test_without_a_library_the_eager_runner_serves_and_a_line_says_why(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(isa: str | None = None) -> Path:
+        raise NativeUnavailable("no C compiler")
+
+    monkeypatch.setattr("llm.placement.built_library", refuse)
+    checkpoint = open_checkpoint(tiny_folder)
+    model = load_text_model(checkpoint, devices="cpu")
+    assert isinstance(model.engines[0].runner, EagerRunner)
+    warned = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warned == ["no native runner: no C compiler; the eager runner serves, in float32"]
+    for asked in ({"runner": "native"}, {"quantization": "int8"}):
+        with pytest.raises(OptionError, match="no C compiler"):
+            load_text_model(checkpoint, devices="cpu", **asked)
+
+
+def test_the_native_runner_leaves_torch_one_thread(tiny_folder: Path) -> None:
+    for runner, expected in (("eager", 2), ("native", 1)):
+        load_text_model(open_checkpoint(tiny_folder), devices="cpu", threads=2, runner=runner)
+        assert torch.get_num_threads() == expected
 
 
 @pytest.mark.parametrize(
@@ -159,7 +224,8 @@ def test_a_rotary_table_is_as_long_as_sequences_can_get(tmp_path: Path) -> None:
     shape = {"norm": "rms", "activation": "swiglu", "rope_theta": 10000.0, "num_positions": 1 << 24}
     for name, model in (("rotary", tiny_model(**shape)), ("learned", tiny_model())):
         save_folder(tmp_path / name, model, ByteTokenizer(), "plain", COURSE_DEFAULTS, [], "")
-        loaded = load_text_model(open_checkpoint(tmp_path / name), devices="cpu", max_model_len=32)
+        checkpoint = open_checkpoint(tmp_path / name)
+        loaded = load_text_model(checkpoint, devices="cpu", runner="eager", max_model_len=32)
         runner = loaded.engines[0].runner
         assert isinstance(runner, EagerRunner)
         assert runner.model.config.num_positions == (32 if name == "rotary" else 64)

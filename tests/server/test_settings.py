@@ -43,6 +43,14 @@ def test_keys_repeat_split_and_stay_secret(monkeypatch: pytest.MonkeyPatch) -> N
     assert [key.get_secret_value() for key in flagged.api_key] == ["a", "b"]
 
 
+def test_how_a_cpu_computes_is_auto_unless_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_settings([])
+    assert {settings.runner, settings.quantization, settings.kv_cache_dtype} == {"auto"}
+    monkeypatch.setenv("CAUSERIE_KV_CACHE_DTYPE", "float32")
+    settings = load_settings(["--runner", "native", "--quantization=int4"])
+    assert (settings.runner, settings.quantization, settings.kv_cache_dtype) == ("native", "int4", "float32")
+
+
 def test_checkpoints_repeat_and_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAUSERIE_CHECKPOINT", "a=x,y.pt")
     assert load_settings([]).checkpoint == ("a=x", "y.pt")
@@ -56,6 +64,9 @@ def test_checkpoints_repeat_and_split(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("argv", "names"),
     [
+        (["--runner", "fast"], "--runner (CAUSERIE_RUNNER): Input should be 'auto', 'native' or 'eager'"),
+        (["--quantization", "int2"], "--quantization"),
+        (["--kv-cache-dtype", "bfloat16"], "--kv-cache-dtype"),
         (["--prot", "1"], "--prot"),
         (["--por", "1"], "--por"),
         (["stray"], "words without a flag"),

@@ -14,6 +14,7 @@ from llm.checkpoint import save_folder
 from llm.config import COURSE_DEFAULTS
 from llm.errors import CauserieError
 from llm.hardware import usable_cores
+from llm.runner.native.runner import NativeRunner
 from llm.tokenizer import ByteTokenizer, load_tiktoken
 from server.app import create_app
 from server.settings import load_settings
@@ -111,7 +112,7 @@ def test_several_checkpoints_each_answer_to_their_name(tmp_path: Path) -> None:
 def test_several_models_share_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("one", "two"):
         save_folder(tmp_path / name, tiny_model(), ByteTokenizer(), "plain", COURSE_DEFAULTS, [], "A test.")
-    monkeypatch.setattr("llm.placement.free_memory", lambda device: 400 << 10)
+    monkeypatch.setattr("llm.placement.free_memory", lambda device: 200 << 10)
     alone, *pair = (
         one.model.stats()[0].num_blocks
         for names in (["one"], ["one", "two"])
@@ -149,11 +150,15 @@ def test_what_cannot_be_served_is_one_line(tmp_path: Path, content: bytes | None
 
 
 def test_one_core_is_left_to_the_event_loop(tiny_folder: Path) -> None:
+    def threads(*more: str) -> int:
+        (one,) = load(load_settings(["--checkpoint", str(tiny_folder), "--device", "cpu", *more]))
+        runner = one.model.engines[0].runner
+        return runner.num_threads if isinstance(runner, NativeRunner) else torch.get_num_threads()
+
     before = torch.get_num_threads()
     try:
-        load(load_settings(["--checkpoint", str(tiny_folder), "--device", "cpu", "--threads", "3"]))
-        assert torch.get_num_threads() == 3
-        load(load_settings(["--checkpoint", str(tiny_folder), "--device", "cpu"]))
-        assert torch.get_num_threads() == max(1, usable_cores() - 1)
+        for more in ((), ("--runner", "eager")):
+            assert threads("--threads", "3", *more) == 3
+            assert threads(*more) == max(1, usable_cores() - 1)
     finally:
         torch.set_num_threads(before)

@@ -1,6 +1,6 @@
 """What a grammar costs: the same streams free and under a JSON schema, in alternating rounds, without HTTP.
 
-    python -m llm.bench_grammar --checkpoint checkpoints/causette --streams 1,16
+    causerie bench-grammar --checkpoint checkpoints/causette --streams 1,16
 
 Greedy; the schema asks for more than there are tokens, so no reply ends early. Ratios are of one round's two
 runs, and their median is what counts: a busy machine slows both.
@@ -14,7 +14,10 @@ import statistics
 import sys
 from collections import defaultdict
 
-from llm.bench import levels, load, measure, positive
+from llm.bench import levels, positive
+from llm.bench.offline import fit_work, load
+from llm.bench.streams import measure
+from llm.checkpoint import open_checkpoint
 from llm.errors import CauserieError
 from llm.grammar import GrammarSpec
 from llm.hardware import describe, usable_cores
@@ -40,7 +43,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--threads", type=positive, help="default: every usable core but one, as the server")
+    parser.add_argument(
+        "--threads",
+        type=positive,
+        default=max(1, usable_cores() - 1),
+        help="default: every usable core but one, as the server",
+    )
     parser.add_argument(
         "--streams", type=levels, default="1,16", help="comma-separated (default: %(default)s)"
     )
@@ -54,7 +62,9 @@ def main(argv: list[str] | None = None) -> int:
     """Command line entry; exit status 2 for an option or checkpoint that cannot be used."""
     args = parse(argv)
     try:
-        model = load(args, args.threads or max(1, usable_cores() - 1))
+        checkpoint = open_checkpoint(args.checkpoint)
+        fit_work(args, checkpoint.config.num_positions)
+        model = load(args, checkpoint)
     except CauserieError as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,6 +1,6 @@
 """The course's comparison: generation that recomputes everything against generation with a KV cache.
 
-    python -m llm.bench_cache --checkpoint checkpoints/causette
+    causerie bench-cache --checkpoint checkpoints/causette
 
 Counts attention work (query-key pairs, all layers and heads) for a 32-token prompt and 100 new tokens, and
 measures both loops of generate.py on that and on a 400-token prompt.
