@@ -11,7 +11,6 @@ computed (kernel/).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import chain
 
 import numpy as np
 import torch
@@ -72,7 +71,6 @@ class NativeRunner:
         self.num_threads = num_threads
         self.half_kv = half_kv
         self.isa = str(library.kernel_isa().decode())
-        self._model, self._config = model, config
         weights = ModelWeights(model, parameters, quantization)
         self.weight_bytes, self.formats = weights.num_bytes, weights.formats
         keys, values = _pools(model, config, half_kv)
@@ -85,8 +83,7 @@ class NativeRunner:
             num_threads=num_threads,
             max_rows=config.max_num_batched_tokens,
         )
-        self._logits = np.empty((0, model.vocab_size), np.float32)
-        self._hidden = np.empty((0, model.width), np.float32)
+        self._staging = Staging(model, config)
 
     @property
     def about(self) -> str:
@@ -98,45 +95,84 @@ class NativeRunner:
 
     def run(self, batch: Batch) -> StepOutput:
         """See Runner."""
-        chunks = batch.chunks
         if batch.copies:
             self.kernel.copy_blocks(np.array(batch.copies, np.int32))
-        tokens = _ints(chain.from_iterable(c.sequence.tokens(c.start, c.stop) for c in chunks))
-        positions = _ints(chain.from_iterable(range(c.start, c.stop) for c in chunks))
-        if not 0 <= tokens.min() <= tokens.max() < self._model.vocab_size:
-            raise IndexError(f"token ids {tokens.min()} to {tokens.max()} of {self._model.vocab_size}")
-        starts = np.zeros(len(chunks) + 1, np.int32)
-        np.cumsum([c.length for c in chunks], out=starts[1:])
-        tables = _tables([c.sequence.block_ids for c in chunks], [-(-c.stop // BLOCK_TOKENS) for c in chunks])
-        rows = np.array(batch.rows, np.int32)
-        embedding = [
-            range(first, first + c.length)
-            for first, c in zip(starts.tolist(), chunks, strict=False)
-            if c.sequence.embeds
-        ]
-        hidden_rows = _ints(chain.from_iterable(embedding))
-        self._logits = _room(self._logits, len(rows))
-        self._hidden = _room(self._hidden, len(hidden_rows))
-        self.kernel.step(
-            Step(
-                num_rows=len(tokens),
-                num_sequences=len(chunks),
-                table_width=tables.shape[1],
-                num_logits=len(rows),
-                num_hidden=len(hidden_rows),
-                tokens=tokens.ctypes.data,
-                positions=positions.ctypes.data,
-                starts=starts.ctypes.data,
-                tables=tables.ctypes.data,
-                logit_rows=rows.ctypes.data,
-                hidden_rows=hidden_rows.ctypes.data,
-                logits=self._logits.ctypes.data,
-                hidden=self._hidden.ctypes.data,
-            )
+        logits, hidden = self._staging.fill(batch)
+        self.kernel.step(self._staging.step)
+        return StepOutput(torch.from_numpy(logits), torch.from_numpy(hidden))
+
+
+class Staging:
+    """A step's arrays, made once: an array and its address cost more to make than a row costs to write."""
+
+    def __init__(self, model: ModelConfig, config: EngineConfig) -> None:
+        self._vocab_size = model.vocab_size
+        most = config.max_num_batched_tokens
+        self.tokens, self.positions, self.rows, self.hidden_rows = np.zeros((4, most), np.int32)
+        self.starts = np.zeros(most + 1, np.int32)
+        self.tables = np.zeros((most, config.blocks_per_sequence), np.int32)
+        self.logits = np.empty((0, model.vocab_size), np.float32)
+        self.hidden = np.empty((0, model.width), np.float32)
+        self._listed: list[list[int]] = [[] for _ in range(most)]  # what stands in a row of tables
+        self.step = Step(
+            table_width=config.blocks_per_sequence,
+            tokens=self.tokens.ctypes.data,
+            positions=self.positions.ctypes.data,
+            starts=self.starts.ctypes.data,
+            tables=self.tables.ctypes.data,
+            logit_rows=self.rows.ctypes.data,
+            hidden_rows=self.hidden_rows.ctypes.data,
         )
-        return StepOutput(
-            torch.from_numpy(self._logits[: len(rows)]), torch.from_numpy(self._hidden[: len(hidden_rows)])
-        )
+
+    def fill(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Write the batch into the arrays; where its logits (M, V) and hidden states (E, C) will be.
+
+        Raises:
+            IndexError: a token id that the model does not have.
+        """
+        chunks = batch.chunks
+        tokens: list[int] = []
+        positions: list[int] = []
+        embedding: list[int] = []
+        starts = [0]
+        for index, chunk in enumerate(chunks):
+            tokens += chunk.sequence.tokens(chunk.start, chunk.stop)
+            positions += range(chunk.start, chunk.stop)
+            starts.append(len(tokens))
+            if chunk.sequence.embeds:
+                embedding += range(starts[-2], starts[-1])
+            self._list(index, chunk.sequence.block_ids[: -(-chunk.stop // BLOCK_TOKENS)])
+        if not 0 <= min(tokens) <= max(tokens) < self._vocab_size:
+            raise IndexError(f"token ids {min(tokens)} to {max(tokens)} of {self._vocab_size}")
+        for array, values in (
+            (self.tokens, tokens),
+            (self.positions, positions),
+            (self.starts, starts),
+            (self.rows, batch.rows),
+            (self.hidden_rows, embedding),
+        ):
+            array[: len(values)] = values
+        self._make_room(len(batch.rows), len(embedding))
+        self.step.num_rows, self.step.num_sequences = len(tokens), len(chunks)
+        self.step.num_logits, self.step.num_hidden = len(batch.rows), len(embedding)
+        return self.logits[: len(batch.rows)], self.hidden[: len(embedding)]
+
+    def _list(self, index: int, block_ids: list[int]) -> None:
+        """A sequence's blocks into a row of tables. A decoder's are nearly always what stands there already,
+        and lists are compared ten times as fast as they are copied.
+        """
+        if self._listed[index] != block_ids:
+            self._listed[index] = block_ids
+            self.tables[index, : len(block_ids)] = block_ids
+
+    def _make_room(self, num_logits: int, num_hidden: int) -> None:
+        """Larger buffers where these are too small; memory that was written before costs no page faults."""
+        if num_logits > len(self.logits):
+            self.logits = np.empty((num_logits, self.logits.shape[1]), np.float32)
+            self.step.logits = self.logits.ctypes.data
+        if num_hidden > len(self.hidden):
+            self.hidden = np.empty((num_hidden, self.hidden.shape[1]), np.float32)
+            self.step.hidden = self.hidden.ctypes.data
 
 
 def kv_block_bytes(model: ModelConfig, half_kv: bool) -> tuple[int, int]:
@@ -161,20 +197,3 @@ def _pools(
             f"{sum(sizes) / 1e9:.1f} GB, more than cpu has: lower --max-num-seqs or --max-model-len"
         ) from None
     return keys, values
-
-
-def _ints(values: Iterable[int]) -> NDArray[np.int32]:
-    return np.fromiter(values, np.int32)
-
-
-def _tables(block_ids: list[list[int]], num_blocks: list[int]) -> NDArray[np.int32]:
-    """Each sequence's blocks in a row, as many as it has tokens for: (B, the most)."""
-    tables = np.zeros((len(block_ids), max(num_blocks)), np.int32)
-    for row, ids, count in zip(tables, block_ids, num_blocks, strict=True):
-        row[:count] = ids[:count]
-    return tables
-
-
-def _room(buffer: NDArray[np.float32], num_rows: int) -> NDArray[np.float32]:
-    """The buffer, or a larger one: memory that was written before costs no page faults."""
-    return buffer if num_rows <= len(buffer) else np.empty((num_rows, buffer.shape[1]), np.float32)
