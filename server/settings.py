@@ -87,7 +87,8 @@ class Settings(BaseSettings):
         description="keys and values of the kernel; auto: float16, but float32 with --quantization none",
     )
     threads: Count | None = Field(
-        None, description="CPU threads of the model; default is every usable core but one"
+        None,
+        description="CPU threads of the model; default is every usable core, one less for the eager runner",
     )
     show_prompt: bool = Field(False, description="print a rendered prompt and its token ids at start")
 

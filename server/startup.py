@@ -18,7 +18,6 @@ from llm.chat.template import Message, encode_segments
 from llm.checkpoint import find_checkpoint, locate_checkpoint, open_checkpoint, prove_prompts
 from llm.checkpoint.record import expected_shapes
 from llm.errors import OptionError
-from llm.hardware import usable_cores
 from llm.load import load_text_model
 from llm.text import TextModel
 from server.settings import Settings
@@ -132,7 +131,8 @@ def _load(named: Named, settings: Settings, memory_share: float) -> Loaded:
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
         num_blocks=settings.num_gpu_blocks_override,
-        threads=default_threads() if settings.threads is None else settings.threads,
+        threads=settings.threads,
+        spare_core=True,
         name=named.name,
         memory_share=memory_share,
     )
@@ -143,15 +143,6 @@ def _load(named: Named, settings: Settings, memory_share: float) -> Loaded:
         f"{num_parameters / 1e6:.1f}M parameters, {places}, max_model_len {model.max_model_len}"
     )
     return Loaded(model, summary)
-
-
-def default_threads() -> int:
-    """Every usable core but one, which the event loop and local clients would otherwise fight for.
-
-    Measured on two cores with a 12 M model, client beside server: one thread instead of two gives 148 instead
-    of 111 tokens/s to one stream, and 598 instead of 550 to sixteen.
-    """
-    return max(1, usable_cores() - 1)
 
 
 def prompt_lines(model: TextModel) -> list[str]:

@@ -149,7 +149,7 @@ def test_what_cannot_be_served_is_one_line(tmp_path: Path, content: bytes | None
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_one_core_is_left_to_the_event_loop(tiny_folder: Path) -> None:
+def test_torch_leaves_one_core_to_the_event_loop(tiny_folder: Path) -> None:
     def threads(*more: str) -> int:
         (one,) = load(load_settings(["--checkpoint", str(tiny_folder), "--device", "cpu", *more]))
         runner = one.model.engines[0].runner
@@ -157,8 +157,9 @@ def test_one_core_is_left_to_the_event_loop(tiny_folder: Path) -> None:
 
     before = torch.get_num_threads()
     try:
+        assert threads() == usable_cores()
+        assert threads("--runner", "eager") == max(1, usable_cores() - 1)
         for more in ((), ("--runner", "eager")):
             assert threads("--threads", "3", *more) == 3
-            assert threads(*more) == max(1, usable_cores() - 1)
     finally:
         torch.set_num_threads(before)
