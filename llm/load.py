@@ -107,9 +107,7 @@ def load_text_model(
         runner, quantization, kv_cache_dtype, isa: what computes on a CPU; see `resolve_places`.
         threads: that compute on the CPU; every usable core when None. torch gets them for the whole process
             when the eager runner computes there, else one.
-        spare_core: without `threads`, an eager runner leaves one core to an event loop and local clients,
-            which it would fight: on two cores, 148 instead of 111 tokens/s to one stream of a 12 M model. The
-            native runner needs no such thing: its threads wait for work, not for each other.
+        spare_core: without `threads`, an eager runner leaves one core to others; see `_threads`.
         name: model id; the checkpoint's own when None.
         memory_share: of the memory for all models, what this one may plan with.
         bounds: of the engine.
@@ -131,9 +129,7 @@ def load_text_model(
     vocab_size = min(checkpoint.config.vocab_size, checkpoint.tokenizer.vocab_size)
 
     def make_engine(place: Place, emit: Emit) -> Engine:
-        cores = usable_cores()
-        default = max(1, cores - 1) if spare_core and not place.native else cores
-        num_threads = default if threads is None else threads
+        num_threads = _threads(spare_core and not place.native) if threads is None else threads
         computing = make_runner(checkpoint, config, place, threads=num_threads, isa=isa)
         return Engine(computing, config, vocab_size, emit, str(place.device))
 
@@ -175,6 +171,14 @@ def make_runner(
         )
     except MemoryError as error:
         raise CheckpointError(f"{checkpoint.path}: does not fit in memory: {error}") from None
+
+
+def _threads(spare_core: bool) -> int:
+    """Every usable core, or one less: torch's threads would fight an event loop and local clients for it. On
+    two cores, 148 instead of 111 tokens/s to one stream of a 12 M model. The native runner's threads wait for
+    work, not for each other, and need no such thing.
+    """
+    return max(1, usable_cores() - spare_core)
 
 
 def _bounded(checkpoint: Checkpoint, max_model_len: int) -> Checkpoint:

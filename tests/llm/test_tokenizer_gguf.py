@@ -119,14 +119,14 @@ def test_sentence_piece(prefix: bool) -> None:
 
 def test_user_defined_tokens_of_sentence_piece() -> None:
     fields = sentence_piece()
-    fields[f"{KEY}tokens"] += ["<tool>", "▁▁▁▁▁▁▁"]
+    fields[f"{KEY}tokens"] += ["<tool>", "▁" * 23]  # more than a word of the corpus has
     fields[f"{KEY}token_type"] += [USER_DEFINED] * 2
     fields[f"{KEY}scores"] += [0.0, 0.0]
     tokenizer, _ = tokenizer_from_gguf(fields, "x.gguf")
     ids = tokenizer.encode("a <tool>")
     assert ids[-1] == 1400 and tokenizer.token_bytes(1400) == b"<tool>"
-    assert tokenizer.token_bytes(1401) == b" " * 7
-    assert tokenizer.decode(tokenizer.encode("a" + " " * 9)) == "a" + " " * 9
+    assert tokenizer.token_bytes(1401) == b" " * 23
+    assert tokenizer.decode(tokenizer.encode("a" + " " * 25)) == "a" + " " * 25
 
 
 def change(**values: Any) -> Any:
