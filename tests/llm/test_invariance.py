@@ -121,7 +121,7 @@ def test_a_runner_without_a_fault_passes() -> None:
 @pytest.mark.parametrize("what", FAULTS)
 def test_one_bit_that_depends_on_company_is_found(what: str) -> None:
     """A check that cannot fail proves nothing."""
-    report = trials_of(lambda threads: Leaning(FAULTS[what], threads), 24)
+    report = trials_of(lambda threads: Leaning(FAULTS[what], threads), 16)
     assert 0 < report.num_mismatches <= report.num_wrong_rows
     assert report.first.startswith("trial ") and "position" in report.first
 
@@ -196,9 +196,9 @@ def test_what_cannot_be_done_is_one_line_and_status_2(
 @pytest.mark.slow
 @needs_native
 def test_a_real_assistant(smollm2_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Minutes: 200 trials of SmolLM2 as it is served."""
-    assert main(["--checkpoint", str(smollm2_folder), "--threads", "2"]) == 0
-    assert "200 trials, 0 mismatches" in capsys.readouterr().out
+    """A minute: some trials of SmolLM2 as it is served; the command does 200 unless told otherwise."""
+    assert main(["--checkpoint", str(smollm2_folder), "--threads", "2", "--trials", "30"]) == 0
+    assert "30 trials, 0 mismatches" in capsys.readouterr().out
 
 
 def test_every_config_here_has_the_vocabulary_of_the_trials() -> None:

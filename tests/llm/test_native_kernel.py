@@ -266,7 +266,7 @@ def test_whole_steps_have_the_same_bits_everywhere(name: str, options: Options, 
 
     expected = run(runner("portable", 1), batches)
     assert all(np.isfinite(row).all() for row in expected[0].values())
-    for isa, num_threads in [("portable", 2), *((isa, n) for isa in ISAS for n in (1, 2))]:
+    for isa, num_threads in [(isa, n) for isa in ISAS for n in (1, 2)]:
         found = run(runner(isa, num_threads), batches)
         assert same_bits(found[0], expected[0]), (isa, num_threads)
         assert same_bits(found[1], expected[1]), (isa, num_threads)
