@@ -62,11 +62,13 @@ def folder(smollm2_folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[str]:
-    with ChildServer(
-        ["--checkpoint", str(folder), "--device", "cpu", "--max-model-len", "1024"],
-        environment=os.environ | {"PYTHONPATH": str(ROOT)},
-    ) as child:
+    with serving(folder) as child:
         yield child.url
+
+
+def serving(folder: Path, *more: str) -> ChildServer:
+    options = ["--checkpoint", str(folder), "--device", "cpu", "--max-model-len", "1024", *more]
+    return ChildServer(options, environment=os.environ | {"PYTHONPATH": str(ROOT)})
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +106,10 @@ def test_the_prompt_is_chatml_and_its_markers_are_control_tokens(server: str) ->
     assert [i for i in ids if i < 17] == [1, 2, 1, 2, 1], "what a user spells stays text"
 
 
-def test_it_knows_the_capital_of_france(server: str) -> None:
-    assert ask(server, "What is the capital of France?") == "The capital of France is Paris."
+def test_it_knows_the_capital_of_france(folder: Path) -> None:
+    """In float32: "The" and "L'" are 0.08 apart as first tokens, which rounding to int8 may turn round."""
+    with serving(folder, "--quantization", "none") as server:
+        assert ask(server.url, "What is the capital of France?") == "The capital of France is Paris."
 
 
 def test_twenty_questions(server: str) -> None:
