@@ -21,6 +21,7 @@ def environments(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathF
 @pytest.fixture(scope="session")
 def causette() -> Iterator[str]:
     """URL of a server of the default checkpoint, which is in every checkout."""
-    with ChildServer(["--checkpoint", str(CAUSETTE)]) as server:
+    options = ["--quantization", "none"]  # log probabilities are compared with the float32 model
+    with ChildServer(["--checkpoint", str(CAUSETTE), *options]) as server:
         yield server.url
         assert "Traceback" not in server.last_lines(100_000)
