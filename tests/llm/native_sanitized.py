@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 import llm.runner.native.runner as runner_module
 from llm.adapt.quant import BLOCK_BYTES
 from llm.config import EngineConfig
+from llm.runner.native.binding import FORMATS, Matrix, load
 from llm.runner.native.build import built_library
-from llm.runner.native.library import FORMATS, Matrix, load
 from llm.runner.native.memory import ALIGNMENT, Memory
 from llm.runner.native.pack import pack
 from llm.scheduler import Batch, Chunk

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from llm.adapt.quant import GROUP, Format, QuantTensor
+from llm.runner.native.binding import FORMATS, Matrix, load
 from llm.runner.native.build import NativeUnavailable, built_library, sanitizer_preload
-from llm.runner.native.library import FORMATS, Matrix, load
 from llm.runner.native.pack import PackedMatrix, pack, unpack
 from llm.runner.native.runner import NativeRunner
 from llm.runner.native.weights import padded

@@ -22,8 +22,8 @@ from llm.config import EngineConfig, ModelConfig
 from llm.errors import OptionError
 from llm.hardware import usable_memory
 from llm.runner import StepOutput
+from llm.runner.native.binding import BLOCK_TOKENS, Cache, Kernel, Step, load
 from llm.runner.native.build import built_library
-from llm.runner.native.library import BLOCK_TOKENS, Cache, Kernel, Step, load
 from llm.runner.native.memory import Memory
 from llm.runner.native.weights import ModelWeights, Quantization
 from llm.scheduler import Batch

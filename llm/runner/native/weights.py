@@ -25,7 +25,7 @@ from llm.adapt.quant import Format, QuantTensor, pad_inputs, quantize
 from llm.config import ModelConfig
 from llm.errors import CheckpointError
 from llm.rope import Rotary
-from llm.runner.native.library import ACTIVATIONS, FORMATS, Layer, Matrix, Model
+from llm.runner.native.binding import ACTIVATIONS, FORMATS, Layer, Matrix, Model
 from llm.runner.native.memory import Memory
 from llm.runner.native.pack import PackedMatrix, pack
 
