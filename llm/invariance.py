@@ -333,7 +333,7 @@ def _measure(options: argparse.Namespace) -> int:
     print(f"hardware   {describe(place.device)}")
     print(f"model      {checkpoint.name}, {place.label}", flush=True)
     report = check(
-        lambda count: make_runner(checkpoint, config, place, threads=count, isa=options.isa),
+        lambda count: make_runner(checkpoint, config, place, threads=count),
         config,
         options.trials,
         options.seed,

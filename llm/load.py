@@ -130,7 +130,7 @@ def load_text_model(
 
     def make_engine(place: Place, emit: Emit) -> Engine:
         num_threads = _threads(spare_core and not place.native) if threads is None else threads
-        computing = make_runner(checkpoint, config, place, threads=num_threads, isa=isa)
+        computing = make_runner(checkpoint, config, place, threads=num_threads)
         return Engine(computing, config, vocab_size, emit, str(place.device))
 
     return TextModel(
@@ -145,9 +145,7 @@ def load_text_model(
     )
 
 
-def make_runner(
-    checkpoint: Checkpoint, config: EngineConfig, place: Place, *, threads: int, isa: str | None = None
-) -> Runner:
+def make_runner(checkpoint: Checkpoint, config: EngineConfig, place: Place, *, threads: int) -> Runner:
     """What computes this checkpoint there. Sets torch's threads for the whole process: the native runner has
     its own, and torch's would only be in their way.
 
@@ -155,7 +153,7 @@ def make_runner(
         CheckpointError, OptionError: one line each.
     """
     bounded = _bounded(checkpoint, config.max_model_len)
-    if not place.native:
+    if place.library is None:
         torch.set_num_threads(threads)
         return EagerRunner(load_model(bounded, place.device, place.dtype), config)
     torch.set_num_threads(1)
@@ -167,7 +165,7 @@ def make_runner(
             quantization=place.quantization,
             half_kv=place.half_kv,
             num_threads=threads,
-            isa=isa,
+            library=place.library,
         )
     except MemoryError as error:
         raise CheckpointError(f"{checkpoint.path}: does not fit in memory: {error}") from None

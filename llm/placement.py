@@ -1,7 +1,7 @@
 """Where a model goes: devices, what computes there and in which type, and how much memory it may plan with.
 
     >>> resolve_places(checkpoint, "cpu")
-    [Place(device=device(type='cpu'), dtype=torch.float32, native=True, quantization='auto', half_kv=True)]
+    [Place(device=device(type='cpu'), dtype=torch.float32, library=PosixPath('…/avx512-….so'), …)]
 
 On a CPU the native runner is taken where its library can be had, else the eager one, and the log says why.
 Refuses to know engines.
@@ -13,6 +13,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -50,16 +51,21 @@ class Place:
     Attributes:
         device: where.
         dtype: of the eager runner's weights, activations and KV cache; float32 with the native one.
-        native: the native runner, else the eager one.
+        library: of the native runner; None for the eager one.
         quantization: of the native runner's matrices; "none" with the eager one.
         half_kv: the native runner's keys and values in float16, else float32.
     """
 
     device: torch.device
     dtype: torch.dtype
-    native: bool = False
+    library: Path | None = None
     quantization: Quantization = "none"
     half_kv: bool = False
+
+    @property
+    def native(self) -> bool:
+        """Whether the native runner computes."""
+        return self.library is not None
 
     @property
     def label(self) -> str:
@@ -112,11 +118,11 @@ class _Asked:
 
 def _place(checkpoint: Checkpoint, device: torch.device, asked: _Asked) -> Place:
     kind = resolve_dtype(asked.dtype, device, checkpoint)
-    why_not = _why_not_native(device, kind, asked)
-    if not why_not:
+    library, why_not = _library(device, kind, asked)
+    if library is not None:
         auto = "float32" if asked.quantization == "none" else "float16"
         kv = auto if asked.kv_cache_dtype == "auto" else asked.kv_cache_dtype
-        return Place(device, kind, True, asked.quantization, kv == "float16")
+        return Place(device, kind, library, asked.quantization, kv == "float16")
     if asked.needs_native:
         raise OptionError(f"{asked.needs_native}: {why_not}")
     name = str(kind).removeprefix("torch.")
@@ -128,20 +134,19 @@ def _place(checkpoint: Checkpoint, device: torch.device, asked: _Asked) -> Place
     return Place(device, kind)
 
 
-def _why_not_native(device: torch.device, dtype: torch.dtype, asked: _Asked) -> str:
-    """One line, or "" when the native runner can serve. A library that cannot be had is a warning, too."""
+def _library(device: torch.device, dtype: torch.dtype, asked: _Asked) -> tuple[Path | None, str]:
+    """The native runner's library, or None and why in one line; one that cannot be had is a warning, too."""
     if asked.runner == "eager":
-        return "--runner is eager"
+        return None, "--runner is eager"
     if device.type != "cpu":
-        return f"the native runner computes on a CPU, not on {device}"
+        return None, f"the native runner computes on a CPU, not on {device}"
     if dtype is not torch.float32:
-        return f"the native runner computes in float32, not in --dtype {asked.dtype}"
+        return None, f"the native runner computes in float32, not in --dtype {asked.dtype}"
     try:
-        built_library(asked.isa)
+        return built_library(asked.isa), ""
     except NativeUnavailable as error:
         log.warning("no native runner: %s; the eager runner serves, in float32", error)
-        return str(error)
-    return ""
+        return None, str(error)
 
 
 def resolve_devices(devices: str) -> list[torch.device]:

@@ -118,7 +118,7 @@ class KernelRunner(Protocol):
     @property
     def num_threads(self) -> int: ...
     @property
-    def weight_bytes(self) -> int: ...
+    def read_bytes(self) -> int: ...
     @property
     def half_kv(self) -> bool: ...
     @property
@@ -135,9 +135,9 @@ def machine_of(runner: Runner) -> Machine:
     floats = set(native.formats) == {"f32"}
     return Machine(
         name=f"native, {native.isa}, {formats}, KV {cache}, {_threads(native.num_threads)}",
-        weight_bytes=native.weight_bytes,
+        weight_bytes=native.read_bytes,
         kv_item_bytes=2 if native.half_kv else 4,
-        read_rate=lambda: native.kernel.read_rate(native.weight_bytes),
+        read_rate=lambda: native.kernel.read_rate(native.read_bytes),
         op_rate=(lambda: _float_rate(native.num_threads)) if floats else native.kernel.dot_rate,
     )
 

@@ -20,7 +20,7 @@ from llm.bench.streams import measure
 from llm.checkpoint import open_checkpoint
 from llm.errors import CauserieError
 from llm.grammar import GrammarSpec
-from llm.hardware import describe, usable_cores
+from llm.hardware import describe
 
 PERSON = {
     "type": "object",
@@ -46,8 +46,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--threads",
         type=positive,
-        default=max(1, usable_cores() - 1),
-        help="default: every usable core but one, as the server",
+        help="default: every usable core",
     )
     parser.add_argument(
         "--streams", type=levels, default="1,16", help="comma-separated (default: %(default)s)"

@@ -89,7 +89,7 @@ def load(args: argparse.Namespace, checkpoint: Checkpoint, max_model_len: int | 
         CauserieError: it cannot be loaded, or does not fit.
     """
     said = {name: getattr(args, name, None) for name in CHOICES}
-    chosen: dict[str, Any] = {name: value for name, value in said.items() if value not in (None, "auto")}
+    chosen: dict[str, Any] = {name: value for name, value in said.items() if value is not None}
     return load_text_model(
         checkpoint,
         devices=args.device,

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -16,7 +17,7 @@ from llm.adapt.quant import BLOCK_BYTES, GROUP, Format, QuantTensor
 from llm.config import EngineConfig, ModelConfig, SamplingParams
 from llm.model import Decoder
 from llm.runner import Runner
-from llm.runner.native.build import NativeUnavailable, best_isa, built_library
+from llm.runner.native.build import NativeUnavailable, built_library, fast_isas
 from llm.runner.native.runner import NativeRunner
 from llm.runner.native.weights import ModelWeights, Quantization
 from llm.scheduler import Batch, Chunk
@@ -79,11 +80,10 @@ CONFIGS = {
 def isas() -> list[str]:
     """Those that this CPU runs beside the portable one, the best first; empty where nothing does."""
     try:
-        best = best_isa()
         built_library("portable")
+        return fast_isas()
     except NativeUnavailable:
         return []
-    return ["avx512", "avx2"] if best == "avx512" else ["avx2"]
 
 
 @cache
@@ -110,7 +110,7 @@ def native(
     quantization: Quantization = "none",
     half_kv: bool = False,
     num_threads: int = 1,
-    isa: str | None = None,
+    library: Path | None = None,
     stored: Format | None = None,
     seed: int = 0,
 ) -> NativeRunner:
@@ -129,7 +129,7 @@ def native(
         quantization=quantization,
         half_kv=half_kv,
         num_threads=num_threads,
-        isa=isa,
+        library=library,
     )
 
 

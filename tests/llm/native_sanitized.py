@@ -12,12 +12,12 @@ from __future__ import annotations
 import ctypes
 import random
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import llm.runner.native.runner as runner_module
 from llm.adapt.quant import BLOCK_BYTES
 from llm.config import EngineConfig
 from llm.runner.native.binding import FORMATS, Matrix, load
@@ -61,7 +61,7 @@ def products(library: ctypes.CDLL) -> None:
             library.kernel_matmul(ctypes.byref(matrix), x.ctypes.data, num_rows, y.ctypes.data)
 
 
-def steps(name: str, isa: str, num_threads: int, quantization: str, half_kv: bool) -> None:
+def steps(name: str, library: Path, num_threads: int, quantization: str, half_kv: bool) -> None:
     """Prompts, decoders and embeddings mixed, in all blocks there are, the first and the last too."""
     rng = random.Random(f"{name}{num_threads}")
     config = CONFIGS[name]
@@ -73,7 +73,7 @@ def steps(name: str, isa: str, num_threads: int, quantization: str, half_kv: boo
         quantization=quantization,  # type: ignore[arg-type]
         half_kv=half_kv,
         num_threads=num_threads,
-        isa=isa,
+        library=library,
     )
     made = [
         Tokens(ids(rng, length, config.vocab_size), SCORED, block_ids=table)
@@ -106,7 +106,6 @@ def main(isa: str) -> int:
     path = built_library(isa, sanitize=True)
     patch = pytest.MonkeyPatch()
     patch.setattr(Memory, "take", exactly)
-    patch.setattr(runner_module, "built_library", lambda isa=None: path)
     products(load(path))
     for name in (
         "gpt2",
@@ -119,9 +118,9 @@ def main(isa: str) -> int:
         "groups of 7",
     ):
         for num_threads in (1, 2):
-            steps(name, isa, num_threads, "none", half_kv=False)
-            steps(name, isa, num_threads, "int8", half_kv=True)
-        steps(name, isa, 2, "int4", half_kv=True)
+            steps(name, path, num_threads, "none", half_kv=False)
+            steps(name, path, num_threads, "int8", half_kv=True)
+        steps(name, path, 2, "int4", half_kv=True)
     print("nothing found")
     return 0
 

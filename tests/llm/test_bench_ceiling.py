@@ -43,7 +43,7 @@ class ScriptedNative:
     """A native runner's face, without a kernel behind it."""
 
     device = torch.device("cpu")
-    isa, num_threads, weight_bytes = "avx2", 3, 12345
+    isa, num_threads, read_bytes = "avx2", 3, 12345
 
     def __init__(self, formats: dict[str, int], half_kv: bool = True) -> None:
         self.kernel = ScriptedKernel()

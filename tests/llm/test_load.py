@@ -133,7 +133,8 @@ def test_room_is_what_the_weights_leave(tiny_folder: Path, monkeypatch: pytest.M
 def test_a_native_token_takes_half_of_what_an_eager_one_takes(tiny_folder: Path) -> None:
     config = open_checkpoint(tiny_folder).config  # heads of 16
     eager, half = (
-        Place(torch.device("cpu"), torch.float32, native, "auto", native) for native in (False, True)
+        Place(torch.device("cpu"), torch.float32, library, "auto", half)
+        for library, half in ((None, False), (Path("any.so"), True))
     )
     assert kv_bytes_per_token(config, eager) == 2 * kv_bytes_per_token(config, half)
 

@@ -262,7 +262,7 @@ def test_whole_steps_have_the_same_bits_everywhere(name: str, options: Options, 
     batches += [Batch([Chunk(s, position, 1) for s in made[:1]]) for position in range(120, 130)]
 
     def runner(isa: str, num_threads: int) -> NativeRunner:
-        return native(name, half_kv=half_kv, isa=isa, num_threads=num_threads, **options)  # type: ignore[arg-type]
+        return native(name, half_kv=half_kv, library=built_library(isa), num_threads=num_threads, **options)  # type: ignore[arg-type]
 
     expected = run(runner("portable", 1), batches)
     assert all(np.isfinite(row).all() for row in expected[0].values())

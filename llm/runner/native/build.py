@@ -67,7 +67,13 @@ class NativeUnavailable(Exception):
 
 
 def best_isa(cpuinfo: Path = CPUINFO, machine: str = MACHINE) -> str:
-    """The fastest kind of library that this CPU runs: "avx512" or "avx2".
+    """The fastest kind of library that this CPU runs; see `fast_isas`."""
+    return fast_isas(cpuinfo, machine)[0]
+
+
+def fast_isas(cpuinfo: Path = CPUINFO, machine: str = MACHINE) -> list[str]:
+    """The kinds of library to serve with that this CPU runs, the fastest first: of "avx512" and "avx2" one at
+    least.
 
     Args:
         cpuinfo: what Linux says about the CPU.
@@ -84,10 +90,10 @@ def best_isa(cpuinfo: Path = CPUINFO, machine: str = MACHINE) -> str:
         raise NativeUnavailable(f"{cpuinfo} does not tell what this CPU is: {error.strerror}") from None
     flags = [set(line.partition(":")[2].split()) for line in lines if line.split(":")[0].strip() == "flags"]
     common = set.intersection(*flags) if flags else set()  # of all cores: a thread may run on any
-    for isa, needed in NEEDED.items():
-        if needed <= common:
-            return isa
-    raise NativeUnavailable("this CPU has neither AVX-512 VNNI nor AVX2 with FMA and F16C")
+    found = [isa for isa, needed in NEEDED.items() if needed <= common]
+    if not found:
+        raise NativeUnavailable("this CPU has neither AVX-512 VNNI nor AVX2 with FMA and F16C")
+    return found
 
 
 def built_library(
@@ -108,6 +114,8 @@ def built_library(
     Raises:
         NativeUnavailable: no such CPU, no compiler, a source it refuses, or nowhere to keep the library.
     """
+    if isa in NEEDED and isa not in fast_isas():
+        raise NativeUnavailable(f"this CPU does not run {isa}, only {' and '.join(fast_isas())}")
     path, said = _built(best_isa() if isa is None else isa, sanitize, sources, folders)
     log.info("%s", said)
     return path

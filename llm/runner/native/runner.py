@@ -11,6 +11,7 @@ computed (kernel/).
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -39,11 +40,12 @@ class NativeRunner:
         quantization: how matrices are kept; see weights.py.
         half_kv: keys and values in float16, else float32.
         num_threads: that compute, the engine's included.
-        isa: "avx512", "avx2" or "portable"; None for the best of this CPU.
+        library: compiled for this CPU; None for the best there is, compiled now if need be.
 
     Attributes:
-        isa: of the library in use.
+        isa: "avx512", "avx2" or "portable": what the library was compiled for.
         weight_bytes: of the weights as served.
+        read_bytes: of those that every step reads from end to end.
         formats: how many weights are in each format.
         kernel: for measurements.
 
@@ -63,20 +65,21 @@ class NativeRunner:
         quantization: Quantization = "auto",
         half_kv: bool = True,
         num_threads: int = 1,
-        isa: str | None = None,
+        library: Path | None = None,
     ) -> None:
         assert config.block_size == BLOCK_TOKENS, config.block_size
-        library = load(built_library(isa))
+        functions = load(built_library() if library is None else library)
         self.device = torch.device("cpu")
         self.num_threads = num_threads
         self.half_kv = half_kv
-        self.isa = str(library.kernel_isa().decode())
+        self.isa = str(functions.kernel_isa().decode())
         weights = ModelWeights(model, parameters, quantization)
-        self.weight_bytes, self.formats = weights.num_bytes, weights.formats
+        self.weight_bytes, self.read_bytes = weights.num_bytes, weights.read_bytes
+        self.formats = weights.formats
         keys, values = _pools(model, config, half_kv)
         cache = Cache(keys.ctypes.data, values.ctypes.data, half_kv, config.total_blocks)
         self.kernel = Kernel(
-            library,
+            functions,
             weights.model,
             cache,
             (weights, keys, values),

@@ -66,6 +66,7 @@ class ModelWeights:
     Attributes:
         model: for `Kernel`.
         num_bytes: of all arrays.
+        read_bytes: without the tables of which a step reads single rows: positions, an untied embedding.
         formats: how many weights are in each format.
 
     Raises:
@@ -87,8 +88,11 @@ class ModelWeights:
             self._take(name, weight, quantization)
         self._layers = (Layer * config.num_layers)(*map(self._layer, range(config.num_layers)))
         self.model = self._model()
-        packed_bytes = sum(packed.panels.nbytes for packed in self._packed.values())
-        self.num_bytes = packed_bytes + sum(array.nbytes for array in self._floats.values())
+        sizes = {name: packed.panels.nbytes for name, packed in self._packed.items()}
+        sizes |= {name: array.nbytes for name, array in self._floats.items()}
+        tables = {"positions.weight", "cosines", "sines"} | (set() if config.tied_head else {"tokens.weight"})
+        self.num_bytes = sum(sizes.values())
+        self.read_bytes = sum(size for name, size in sizes.items() if name not in tables)
 
     def _take(self, name: str, weight: Tensor | QuantTensor, quantization: Quantization) -> None:
         is_matrix = len(weight.shape) == 2 and name != "positions.weight"

@@ -9,9 +9,9 @@
 #define CHAINS (MAX_ROWS >= 8 ? 12 : 4) /* of sums that do not wait for each other */
 
 typedef struct {
+    Kernel *kernel;
     const uint8_t *data;
     int64_t num_bytes;
-    float *sums; /* of each thread, so that nothing is optimised away */
 } Reading;
 
 static double now(void) {
@@ -28,7 +28,7 @@ static void read_pieces(void *task, Walk *walk, int32_t begin, int32_t end) {
     for (int i = 0; i < 8; i++) sum[i] = v_zero();
     for (; data < stop; data += 128)
         for (int i = 0; i < 8; i++) sum[i] = v_max(sum[i], v_load(data + 16 * i));
-    for (int i = 0; i < 8; i++) reading->sums[walk_thread(walk)] += v_sum(sum[i]);
+    for (int i = 0; i < 8; i++) reading->kernel->desks[walk_thread(walk)].sink += v_sum(sum[i]);
 }
 
 static void read_all(void *context, Walk *walk) {
@@ -37,7 +37,7 @@ static void read_all(void *context, Walk *walk) {
 }
 
 static void dot_pieces(void *task, Walk *walk, int32_t begin, int32_t end) {
-    float *sums = *(float **)task;
+    Kernel *kernel = *(Kernel **)task;
     int8_t quants[4 * CHAINS] = {0};
     uint8_t bytes[64] __attribute__((aligned(64))) = {0};
     for (int piece = begin; piece < end; piece++) {
@@ -52,17 +52,16 @@ static void dot_pieces(void *task, Walk *walk, int32_t begin, int32_t end) {
                 PIN(sum[i]);
             }
         }
-        for (int i = 0; i < CHAINS; i++) sums[walk_thread(walk)] += v_sum(from_ints(sum[i]));
+        for (int i = 0; i < CHAINS; i++) kernel->desks[walk_thread(walk)].sink += v_sum(from_ints(sum[i]));
     }
 }
 
 static void dot_all(void *context, Walk *walk) { pool_phase(walk, DOT_PIECES, 1, dot_pieces, context); }
 
 double kernel_read_rate(Kernel *kernel, const void *data, int64_t num_bytes, int32_t repeats) {
-    float sums[1024] = {0};
     double best = 0;
     for (int i = 0; i < repeats; i++) {
-        Reading reading = {data, num_bytes / PIECE_BYTES * PIECE_BYTES, sums};
+        Reading reading = {kernel, data, num_bytes / PIECE_BYTES * PIECE_BYTES};
         const double start = now();
         pool_run(kernel->pool, read_all, &reading, sizeof reading);
         const double rate = (double)reading.num_bytes / (now() - start);
@@ -72,11 +71,10 @@ double kernel_read_rate(Kernel *kernel, const void *data, int64_t num_bytes, int
 }
 
 double kernel_dot_rate(Kernel *kernel, int32_t repeats) {
-    float sums[1024] = {0}, *where = sums;
     double best = 0;
     for (int i = 0; i < repeats; i++) {
         const double start = now();
-        pool_run(kernel->pool, dot_all, &where, sizeof where);
+        pool_run(kernel->pool, dot_all, &kernel, sizeof kernel);
         const double rate = 2.0 * 64 * CHAINS * DOT_LOOPS * DOT_PIECES / (now() - start);
         if (rate > best) best = rate;
     }

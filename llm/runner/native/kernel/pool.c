@@ -8,6 +8,7 @@
 
 #define LINE 64
 #define IDLE_SPINS 300   /* pauses, some 10 µs, before a thread sleeps until the next step */
+#define ARENAS 4
 #define PHASE_SPINS 2000 /* pauses before a thread that waits within a step lets others run */
 
 typedef struct { _Alignas(LINE) atomic_int value; } Counter; /* alone in its cache line */
@@ -28,8 +29,8 @@ struct Walk {
 };
 
 struct Pool {
-    int num_threads, num_arenas, max_phases;
-    Arena *arenas;
+    int num_threads, max_phases;
+    Arena arenas[ARENAS];
     pthread_t *threads;
     uint64_t steps;
     Counter current;    /* the open step's arena */
@@ -111,10 +112,12 @@ static void *serve(void *argument) {
     }
 }
 
-/* An arena that nobody is in; there is one, since each other thread can be late in at most one. */
+/* An arena that nobody is in. Whoever is late walks out of his without doing anything: it is a short wait, and
+ * only when every arena has someone like that. */
 static int free_arena(Pool *pool) {
-    for (int i = 0;; i = (i + 1) % pool->num_arenas)
-        if (atomic_load(&pool->arenas[i].inside.value) == 0) return i;
+    for (;; sched_yield())
+        for (int i = 0; i < ARENAS; i++)
+            if (atomic_load(&pool->arenas[i].inside.value) == 0) return i;
 }
 
 static void announce(Pool *pool, int generation) {
@@ -142,17 +145,15 @@ void pool_run(Pool *pool, Body *body, const void *context, int size) {
 }
 
 Pool *pool_new(int num_threads, int max_phases) {
-    Pool *pool = calloc(1, sizeof(Pool));
+    Pool *pool = aligned_alloc(LINE, sizeof(Pool)); /* a multiple of LINE, as its members are aligned */
     if (!pool) return NULL;
-    pool->num_arenas = num_threads;
+    memset((void *)pool, 0, sizeof(Pool));
     pool->max_phases = max_phases;
-    pool->arenas = aligned_alloc(LINE, (sizeof(Arena) + LINE - 1) / LINE * LINE * num_threads);
     pool->threads = calloc(num_threads, sizeof(pthread_t));
     pthread_mutex_init(&pool->lock, NULL);
     pthread_cond_init(&pool->opened, NULL);
-    if (pool->arenas) memset((void *)pool->arenas, 0, sizeof(Arena) * num_threads);
-    int complete = pool->arenas && pool->threads;
-    for (int i = 0; complete && i < num_threads; i++) {
+    int complete = pool->threads != NULL;
+    for (int i = 0; complete && i < ARENAS; i++) {
         const size_t bytes = sizeof(Counter) * max_phases * (num_threads + 1);
         Counter *counters = aligned_alloc(LINE, bytes);
         if (counters) memset((void *)counters, 0, bytes);
@@ -176,10 +177,9 @@ void pool_free(Pool *pool) {
     if (!pool) return;
     announce(pool, -1);
     for (int i = 1; i < pool->num_threads; i++) pthread_join(pool->threads[i], NULL);
-    for (int i = 0; pool->arenas && i < pool->num_arenas; i++) free(pool->arenas[i].counters);
+    for (int i = 0; i < ARENAS; i++) free(pool->arenas[i].counters);
     pthread_cond_destroy(&pool->opened);
     pthread_mutex_destroy(&pool->lock);
-    free(pool->arenas);
     free(pool->threads);
     free(pool);
 }

@@ -11,8 +11,9 @@
  * past them and joins where the others are, or finds the step over. Since every piece writes its own outputs
  * in one fixed order of operations, who does it changes no bit.
  *
- * Each step's counters live in an arena; a thread that is late keeps its arena to itself, so there is one more
- * of them than there are threads. Between steps threads sleep on a condition variable after a few microseconds.
+ * Each step's counters live in an arena, and a thread that is late keeps its step's from being used again. There
+ * are a few, so the next step waits for the latest only when as many steps have passed. Between steps threads
+ * sleep on a condition variable after a few microseconds.
  */
 #pragma once
 #include <stdint.h>

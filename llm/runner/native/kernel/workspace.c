@@ -2,13 +2,15 @@
 #include "workspace.h"
 #include <stdlib.h>
 
+/* Zeros that go when the kernel goes; NULL, and the kernel is not to be used, when memory is short. */
 static void *own(Kernel *kernel, size_t bytes) {
-    void *memory = kernel->num_owned < 0 ? NULL : aligned_alloc(64, (bytes + 63) / 64 * 64 + 64);
+    const size_t size = (bytes + 63) / 64 * 64 + 64;
+    void *memory = aligned_alloc(64, size);
     if (!memory) {
-        kernel->num_owned = kernel->num_owned < 0 ? kernel->num_owned : -1 - kernel->num_owned; /* short of memory from here on */
+        kernel->is_short = 1;
         return NULL;
     }
-    memset(memory, 0, (bytes + 63) / 64 * 64 + 64);
+    memset(memory, 0, size);
     return kernel->owned[kernel->num_owned++] = memory;
 }
 
@@ -28,7 +30,7 @@ static void furnish(Kernel *kernel, int num_threads) {
     const size_t row_bytes = sizeof(float) * kernel->widest, scratch_bytes = sizeof(float) * attention_scratch(queries, model->head_dim);
     const size_t desk_bytes = round_up(row_bytes + scratch_bytes + sizeof(Query) * queries + rows_bytes(1, groups), 64) + 64;
     char *desk = own(kernel, desk_bytes * num_threads);
-    if (kernel->num_owned < 0) return;
+    if (kernel->is_short) return;
     kernel->rows = rows_over(rows, kernel->max_rows, groups);
     for (int i = 0; i < num_threads; i++, desk += desk_bytes) {
         kernel->desks[i].rows = rows_over(desk, 1, groups);
@@ -53,7 +55,7 @@ Kernel *kernel_new(const Model *model, const Cache *cache, int32_t num_threads, 
     if (kernel->heads32 > kernel->widest) kernel->widest = kernel->heads32;
     kernel->layers = own(kernel, sizeof(Layer) * model->num_layers);
     furnish(kernel, num_threads);
-    if (kernel->num_owned > 0) {
+    if (!kernel->is_short) {
         memcpy(kernel->layers, model->layers, sizeof(Layer) * model->num_layers);
         kernel->pool = pool_new(num_threads, 11 * model->num_layers + 4); /* phases of a layer: at most 11 */
     }
@@ -65,8 +67,7 @@ Kernel *kernel_new(const Model *model, const Cache *cache, int32_t num_threads, 
 void kernel_free(Kernel *kernel) {
     if (!kernel) return;
     pool_free(kernel->pool);
-    const int num_owned = kernel->num_owned < 0 ? -1 - kernel->num_owned : kernel->num_owned;
-    for (int i = 0; i < num_owned; i++) free(kernel->owned[i]);
+    for (int i = 0; i < kernel->num_owned; i++) free(kernel->owned[i]);
     free(kernel);
 }
 

@@ -14,6 +14,7 @@ typedef struct {
     float *row;         /* (widest input,) */
     float *attention;   /* scratch of `attend` */
     Query *queries;
+    float sink;         /* what a measurement found, so that it is not optimised away */
 } Desk;                 /* what a thread has for itself */
 
 struct Kernel {
@@ -27,7 +28,7 @@ struct Kernel {
     Stretch *stretches;
     Desk *desks;
     void *owned[16];
-    int num_owned;
+    int num_owned, is_short; /* is_short: not all of it could be had */
 };
 
 static inline int round_up(int n, int to) { return (n + to - 1) / to * to; }
