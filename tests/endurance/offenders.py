@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from tests.endurance.raw import CHAT, post
 
 NUM_READERS, NUM_HALF_OPEN, NUM_HALF_CLOSED = 4, 300, 40
-TICK_SECONDS, HALF_CLOSE_SECONDS, DRIP_SECONDS = 0.05, 0.02, 0.25
+TICK_SECONDS, HALF_CLOSE_SECONDS, DRIP_SECONDS = 0.05, 0.1, 0.25
 GIVE_UP_SECONDS = 120.0
 RECEIVE_BUFFER_BYTES = 4096
 DONE = b"[DONE]"
@@ -97,7 +97,9 @@ def readers(url: str, bytes_per_second: float) -> Iterator[list[Client]]:
 
 
 def half_closed(url: str) -> Iterator[list[Client]]:
-    """One after the other asks for a stream and closes its sending half."""
+    """One after the other asks for a stream and closes its sending half; ten a second, for to read a request has
+    its price whoever sends it.
+    """
     clients: list[Client] = []
     while True:
         if len(clients) < NUM_HALF_CLOSED:
