@@ -97,8 +97,8 @@ def readers(url: str, bytes_per_second: float) -> Iterator[list[Client]]:
 
 
 def half_closed(url: str) -> Iterator[list[Client]]:
-    """One after the other asks for a stream and closes its sending half; ten a second, for to read a request has
-    its price whoever sends it.
+    """One after the other asks for a stream and closes its sending half; ten a second, for a request costs
+    something to read, whoever sends it.
     """
     clients: list[Client] = []
     while True:
