@@ -23,7 +23,7 @@ chat: $(VENV)/.installed  ## talk to a checkpoint in the terminal; starts and st
 	@$(BIN)/causerie chat --checkpoint checkpoints/causette $(ARGS)
 
 test: $(VENV)/.installed-dev  ## the fast tests, under 5 minutes on 2 cores
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 test-slow: $(VENV)/.installed-dev  ## what takes minutes or installs other packages, under 40 minutes
 	$(BIN)/python -m pytest -m slow --durations=20 $(ARGS)

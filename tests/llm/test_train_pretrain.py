@@ -21,7 +21,7 @@ TEXT = "one two three. " * 80
 def test_it_learns_to_continue_text(tmp_path: Path) -> None:
     data, out = tmp_path / "book.txt", tmp_path / "base"
     data.write_text(TEXT)
-    learn = ["--steps", "100", "--lr", "0.02", "--validation-share", "0.1"]
+    learn = ["--steps", "200", "--lr", "0.02", "--validation-share", "0.1"]
     assert main(["--data", str(data), "--out", str(out), *SHAPE, *RUN, *learn]) == 0
     checkpoint = open_checkpoint(out)
     model = load_model(checkpoint, torch.device("cpu"), torch.float32)
