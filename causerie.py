@@ -32,8 +32,14 @@ COMMANDS = {
     "eval": Command("llm.eval", "score a checkpoint's answers"),
     "quality": Command("llm.quality", "compare formats of the weights with the unquantised model"),
     "invariance": Command("llm.invariance", "show that company changes no bit of a sequence's logits"),
-    "bench": Command("clients.bench", "measure a server through HTTP"),
+    "bench": Command("clients.bench.__main__", "measure a server through HTTP"),
     "bench --offline": Command("llm.bench.offline", "measure the engine without HTTP, and its runner alone"),
+    "bench --speculation": Command(
+        "llm.bench.speculation", "measure what drafts bring, and that they change nothing"
+    ),
+    "bench --gaps": Command("llm.bench.gaps", "measure what a long prompt does to those being answered"),
+    "bench --sampling": Command("llm.bench.sampling", "measure what drawing costs beside computing"),
+    "bench --host": Command("llm.bench.host", "measure what a step costs beside model and sampler"),
     "bench --peers": Command("llm.bench.peers", "measure the runner beside other programs, in turn"),
     "bench-offline": Command("llm.bench.offline", "the same as bench --offline"),
     "bench-cache": Command("llm.bench.cache", "compare cached with naive generation"),

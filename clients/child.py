@@ -1,8 +1,8 @@
 """A server of one's own: started as a child process, waited for, and stopped whatever happens.
 
 Refuses to know what the server is made of: it is a command that takes `--host` and `--port` and answers
-GET /health. The child has a session of its own, so a Ctrl-C at the terminal reaches the program that talks to
-the server and not the server. Only a SIGKILL of this process leaves it behind.
+GET /health, or whatever `ready` asks. The child has a session of its own, so a Ctrl-C at the terminal reaches
+the program that talks to the server and not the server. Only a SIGKILL of this process leaves it behind.
 
     >>> with ChildServer(["--checkpoint", "checkpoints/causette"]) as server:
     ...     Client(server.url).models()
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn, Self
@@ -45,7 +45,8 @@ class ChildServer:
         arguments: the server's own, after `--host` and `--port`.
         command: what starts it.
         environment: variables added to ours; keys go here, never into `arguments`, which everyone can list.
-        start_seconds: how long it may take until /health answers.
+        start_seconds: how long it may take until it is ready.
+        ready: whether the server answers as one that can be used, given a client and the child's process id.
     """
 
     def __init__(
@@ -55,12 +56,14 @@ class ChildServer:
         command: Sequence[str] = SERVER,
         environment: Mapping[str, str] | None = None,
         start_seconds: float = START_SECONDS,
+        ready: Callable[[Client, int], bool] | None = None,
     ) -> None:
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}"
         self._command = [*command, "--host", "127.0.0.1", "--port", str(port), *arguments]
-        self._environment = {**os.environ, **(environment or {}), "PYTHONPATH": _python_path()}
+        self._environment = {**os.environ, "PYTHONPATH": _python_path(), **(environment or {})}
         self._start_seconds = start_seconds
+        self._is_ready = _answers_health if ready is None else ready
         self._process: subprocess.Popen[bytes] | None = None
         self._log = tempfile.TemporaryFile()  # not a pipe: nobody reads while the server writes
         self._replaced: list[signal.Signals] = []
@@ -72,7 +75,7 @@ class ChildServer:
         return self._process.pid
 
     def __enter__(self) -> Self:
-        """Start it and wait until /health answers.
+        """Start it and wait until it is ready.
 
         Raises:
             ServerDied: it ended first, or `start_seconds` passed.
@@ -114,7 +117,7 @@ class ChildServer:
     def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + self._start_seconds
         with Client(self.url, timeout=5.0) as client:
-            while not _is_ready(client, process.pid):
+            while not self._is_ready(client, process.pid):
                 if (code := process.poll()) is not None:
                     raise ServerDied(self._obituary(f"ended with code {code} before it was ready"))
                 if time.monotonic() > deadline:
@@ -150,7 +153,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
             process.wait()
 
 
-def _is_ready(client: Client, pid: int) -> bool:
+def _answers_health(client: Client, pid: int) -> bool:
     """Whether the server answers, and is the child and not a stranger who took the port first."""
     try:
         return bool(client.health().get("pid", pid) == pid)

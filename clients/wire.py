@@ -226,15 +226,17 @@ def read_models(answer: JSON) -> list[JSON]:
 
 def check(response: httpx.Response) -> None:
     """Raise the error of a response that is one. Its body has been read."""
-    if not response.is_error:
-        return
+    if response.is_error:
+        raise read_error(response.status_code, response.text)
+
+
+def read_error(status: int, body: str) -> ApiError:
+    """The error of an answer whose status says that it is one."""
     try:
-        answer = json.loads(response.text)
+        answer = json.loads(body)
     except ValueError:
         answer = None
-    if not isinstance(answer, dict):
-        answer = {"error": response.text[:200]}
-    raise _api_error(response.status_code, answer)
+    return _api_error(status, answer if isinstance(answer, dict) else {"error": body[:200]})
 
 
 def _parse(text: str, what: str) -> JSON:

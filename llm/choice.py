@@ -49,9 +49,10 @@ class Timing:
     num_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TextDelta:
-    """What one choice gained.
+    """What one choice gained. Nobody changes it; frozen, a class costs five times as much to make, for every
+    token.
 
     Attributes:
         choice: index among the request's n choices.
@@ -62,6 +63,7 @@ class TextDelta:
         prompt_logprobs: of the prompt's next tokens, from the second on; with the first choice only.
         at: when its token's step ended, in seconds of time.monotonic().
         timing: on the choice's last delta.
+        num_cached: leading tokens of the prompt that were computed before; the same on each of the choice's.
     """
 
     choice: int
@@ -72,6 +74,7 @@ class TextDelta:
     prompt_logprobs: tuple[Logprob, ...] = ()
     at: float = 0.0
     timing: Timing | None = None
+    num_cached: int = 0
 
 
 class Choice:
@@ -88,6 +91,8 @@ class Choice:
         self.sequence = sequence
         self._tokenizer = tokenizer
         self._text = Detokenizer(tokenizer.token_bytes, sequence.params.stop, strip_start=strip)
+        self._index = sequence.params.choice
+        self._min_tokens = sequence.params.min_tokens
         self._with_tokens = with_tokens
         self._pending: deque[tuple[int, int, TokenEvent]] = deque()
         self._num_bytes = 0
@@ -101,22 +106,15 @@ class Choice:
             StepFailed, EngineStopped: the engine could not go on.
             RequestError: the grammar could not: it met a limit that no look at it can foresee.
         """
-        index = self.sequence.params.choice
-        if event.finish is FinishReason.ERROR:
-            if self.sequence.matcher is not None and self.sequence.matcher.error is not None:
-                raise RequestError(str(event.error))
-            raise event.error or StepFailed("the engine could not go on")
-        if event.finish is FinishReason.ABORT:  # nobody who aborts listens on: the engine did, on its way out
-            raise EngineStopped("the server is stopping")
         if event.token_id is None:
-            return TextDelta(index, "", 0, prompt_logprobs=event.prompt_logprobs)
+            return self._take_no_token(event)
         self._num_tokens += 1
         self._first_at = self._first_at or event.at
         if self._with_tokens and event.is_text:
             self._pending.append((self._text.num_decoded, self._num_bytes, event))
             self._num_bytes += len(self._tokenizer.token_bytes(event.token_id))
-        may_stop = self._num_tokens > self.sequence.params.min_tokens
-        text = self._text.feed([event.token_id] if event.is_text else [], may_stop=may_stop)
+        may_stop = self._num_tokens > self._min_tokens
+        text = self._text.feed((event.token_id,) if event.is_text else (), may_stop=may_stop)
         finish = event.finish
         if finish is not None:
             text += self._text.flush()
@@ -124,7 +122,18 @@ class Choice:
             finish = FinishReason.STOP
         tokens = self._release(ended=finish is not None) if self._with_tokens else ()
         timing = self._timing(event.at) if finish is not None else None
-        return TextDelta(index, text, 1, finish, tokens, at=event.at, timing=timing)
+        cached = self.sequence.num_cached
+        return TextDelta(self._index, text, 1, finish, tokens, (), event.at, timing, cached)
+
+    def _take_no_token(self, event: TokenEvent) -> TextDelta:
+        """A part of the prompt was scored, or the reply cannot go on."""
+        if event.finish is FinishReason.ERROR:
+            if self.sequence.matcher is not None and self.sequence.matcher.error is not None:
+                raise RequestError(str(event.error))
+            raise event.error or StepFailed("the engine could not go on")
+        if event.finish is FinishReason.ABORT:  # nobody who aborts listens on: the engine did, on its way out
+            raise EngineStopped("the server is stopping")
+        return TextDelta(self._index, "", 0, prompt_logprobs=event.prompt_logprobs)
 
     def _release(self, *, ended: bool) -> tuple[ReplyToken, ...]:
         """Tokens that begin in text which has left; at the end all, but for those a stop string cut off."""

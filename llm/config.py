@@ -140,20 +140,31 @@ class EngineConfig:
         max_model_len: longest prompt + reply, in tokens; at most the model's positions.
         max_num_seqs: sequences that decode together.
         max_num_batched_tokens: tokens computed in one step; a longer prompt is prefilled in chunks.
+        max_step_ms: what a step beside decoders should last at most, in milliseconds: of a prompt it computes
+            as much as fits; 0 for no bound.
         block_size: tokens in one KV block.
         num_blocks: KV blocks in the pool, or None for max_num_seqs sequences of max_model_len.
+        enable_prefix_caching: what a sequence has computed serves later ones that begin with the same tokens.
+        num_speculative_tokens: guesses that may be computed beside a decoding sequence's token; 0 for none.
     """
 
     max_model_len: int
     max_num_seqs: int = 16
     max_num_batched_tokens: int = 512
+    max_step_ms: int = 100
     block_size: int = BLOCK_SIZE
     num_blocks: int | None = None
+    enable_prefix_caching: bool = True
+    num_speculative_tokens: int = 0
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.num_speculative_tokens < 0:
+            raise ValueError(f"num_speculative_tokens must be at least 0, got {self.num_speculative_tokens}")
+        if self.max_step_ms < 0:
+            raise ValueError(f"max_step_ms must be at least 0, got {self.max_step_ms}")
         if self.max_model_len < 2:
             raise ValueError(
                 f"max_model_len must be at least 2 (one token in, one out), got {self.max_model_len}"
@@ -234,6 +245,11 @@ class SamplingParams:
         assert 0.0 <= self.min_p <= 1.0, self.min_p
         assert self.repetition_penalty > 0.0, self.repetition_penalty
         assert "" not in self.stop
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether a token's scores depend on which others there are already."""
+        return bool(self.repetition_penalty != 1.0 or self.frequency_penalty or self.presence_penalty)
 
 
 @dataclass(frozen=True, slots=True)

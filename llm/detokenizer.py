@@ -22,6 +22,8 @@ class StopStrings:
         self.stop = tuple(stop)
         self.matched: str | None = None
         self._held = ""
+        self._heads = frozenset(string[0] for string in stop)
+        self._most_held = max(map(len, stop), default=0) - 1
 
     def feed(self, text: str) -> str:
         """Text that can no longer be part of a stop string."""
@@ -51,8 +53,11 @@ class StopStrings:
 
     def _could_begin(self, text: str) -> int:
         """Length of the longest suffix that is a proper prefix of some stop string."""
-        longest = min(len(text), max(map(len, self.stop), default=0) - 1)
-        return next((n for n in range(longest, 0, -1) if any(s.startswith(text[-n:]) for s in self.stop)), 0)
+        tail = text[-self._most_held :] if self._most_held > 0 else ""
+        if self._heads.isdisjoint(tail):  # nearly always
+            return 0
+        longest = len(tail)
+        return next((n for n in range(longest, 0, -1) if any(s.startswith(tail[-n:]) for s in self.stop)), 0)
 
 
 class Detokenizer:
@@ -74,7 +79,7 @@ class Detokenizer:
         self, token_bytes: Callable[[int], bytes], stop: Sequence[str] = (), *, strip_start: bool = False
     ) -> None:
         self._token_bytes = token_bytes
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._bytes = b""  # of a character that is not complete
         self._stop = StopStrings(stop)
         self.is_trimming = strip_start
         self.num_decoded = 0
@@ -92,15 +97,21 @@ class Detokenizer:
         Args:
             may_stop: look for stop strings; once they have been, they are from then on.
         """
-        text = self._decoder.decode(b"".join(map(self._token_bytes, token_ids)))
-        self.num_decoded += len(text)
-        return self._pass(self._stop.feed(text) if may_stop else text)
+        text = self._decode(b"".join(map(self._token_bytes, token_ids)))
+        return self._pass(self._stop.feed(text) if may_stop and self._stop.stop else text)
 
     def flush(self) -> str:
         """The rest: held text, and U+FFFD for a character that was never completed."""
-        rest = self._decoder.decode(b"", final=True)
-        self.num_decoded += len(rest)
+        rest = self._decode(b"", final=True)
         return self._pass(self._stop.feed(rest) + self._stop.flush())
+
+    def _decode(self, data: bytes, *, final: bool = False) -> str:
+        """Whole characters: what `codecs` has an incremental decoder for, without its 0.7 µs a token."""
+        data = self._bytes + data if self._bytes else data
+        text, num_used = codecs.utf_8_decode(data, "replace", final)
+        self._bytes = data[num_used:]
+        self.num_decoded += len(text)
+        return text
 
     def _pass(self, text: str) -> str:
         self.num_passed += len(text)

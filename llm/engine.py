@@ -18,12 +18,13 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from llm.batch import Batch
 from llm.config import EngineConfig
 from llm.drawing import begin_masks, draw
 from llm.errors import DeviceLost, EngineStopped
-from llm.runner import Runner
+from llm.runner import Runner, StepOutput
 from llm.runner.faults import fault_of, release_memory
-from llm.scheduler import Batch, Scheduler
+from llm.scheduler import Scheduler
 from llm.sequence import Sequence, TokenEvent
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,11 @@ Emit = Callable[[list[TokenEvent]], None]
 class EngineStats:
     """A snapshot for health and load. `num_tokens` were drawn, `num_prompt_tokens` computed (again after a
     preemption); `seconds_since_step` counts from the last step, or from when an idle engine was given work.
+    Of `num_drafted` tokens that were guessed and computed `num_accepted` came. Of the free blocks
+    `num_cached_blocks` hold what may be found again; of `num_cache_queries` tokens of prompts that were
+    looked up `num_cache_hits` were found.
+    `cpu_seconds` are the thread's own, up to the last step, and `runner_cpu_seconds` those of them in which
+    it computed the model: the rest planned, drew and told.
     """
 
     device: str
@@ -48,6 +54,13 @@ class EngineStats:
     num_preemptions: int
     seconds_since_step: float
     alive: bool
+    num_cached_blocks: int = 0
+    num_cache_queries: int = 0
+    num_cache_hits: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0
+    cpu_seconds: float = 0.0
+    runner_cpu_seconds: float = 0.0
 
     def stalled(self, seconds: float) -> bool:
         """Whether there is work, and has been no step for that long."""
@@ -75,8 +88,9 @@ class Engine:
         self.device = device
         self.scheduler = Scheduler(config)
         self.num_steps = 0
-        self.num_tokens = 0
         self.num_prompt_tokens = 0
+        self.cpu_seconds = 0.0
+        self.runner_cpu_seconds = 0.0
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._inbox_lock = threading.Lock()
         self._stopped = False
@@ -89,15 +103,22 @@ class Engine:
         batch = self.scheduler.schedule()
         if batch is None:
             return False
+        started = time.monotonic()
         try:
-            masks = begin_masks(batch, self.runner.device)  # on another thread, while the model computes
-            drawn = draw(self.runner.run(batch), batch, self.vocab_size, masks)
+            masks = begin_masks(batch)  # on another thread, while the model computes
+            drawn = draw(self._compute(batch), batch, self.vocab_size, masks)
         except Exception as error:
             self._fail(batch, error)
             return True
-        self._count(batch)
+        self._count(batch, started)
         self.emit(self.scheduler.commit(batch, drawn))  # a finished sequence gets exactly one last event
         return True
+
+    def _compute(self, batch: Batch) -> StepOutput:
+        begun = time.thread_time()
+        output = self.runner.run(batch)
+        self.runner_cpu_seconds += time.thread_time() - begun
+        return output
 
     def submit(self, sequence: Sequence) -> None:
         """Queue a sequence; from here on it belongs to the engine's thread.
@@ -140,20 +161,32 @@ class Engine:
             num_free_blocks=self.scheduler.blocks.num_free,
             num_blocks=self.scheduler.blocks.num_blocks,
             num_steps=self.num_steps,
-            num_tokens=self.num_tokens,
+            num_tokens=self.scheduler.num_tokens,
             num_prompt_tokens=self.num_prompt_tokens,
             num_preemptions=self.scheduler.num_preemptions,
             seconds_since_step=time.monotonic() - self._last_step,
             alive=self._thread.is_alive() and not self._stopped,
+            num_drafted=self.scheduler.speculation.num_drafted,
+            num_accepted=self.scheduler.speculation.num_accepted,
+            num_cached_blocks=self.scheduler.blocks.num_cached,
+            num_cache_queries=self.scheduler.tables.num_queries,
+            num_cache_hits=self.scheduler.tables.num_hits,
+            cpu_seconds=self.cpu_seconds,
+            runner_cpu_seconds=self.runner_cpu_seconds,
         )
 
-    def _count(self, batch: Batch) -> None:
+    def _count(self, batch: Batch, started: float) -> None:
         self.num_steps += 1
-        self.num_tokens += len(batch.asking)
         self.num_prompt_tokens += sum(
-            max(0, min(chunk.stop, len(chunk.sequence.prompt)) - chunk.start) for chunk in batch.chunks
+            min(chunk.stop, len(chunk.sequence.prompt)) - chunk.start
+            for chunk in batch.chunks
+            if chunk.start < len(chunk.sequence.prompt)
         )
         self._last_step = time.monotonic()
+        self.cpu_seconds = time.thread_time()
+        if not batch.num_guessed:
+            others = batch.num_tokens - batch.num_decoding
+            self.scheduler.pace.learn(batch.num_decoding, others, self._last_step - started)
 
     def _fail(self, batch: Batch, error: Exception) -> None:
         """End the batch's sequences; when the device is lost, the engine too."""

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from llm.config import SamplingParams
 from llm.kv.concat import ConcatCache, NoCache
-from llm.logits import adjust_reference, is_adjusted
 from llm.model import Decoder
-from llm.sampler import sample_reference
+from llm.sampler.draws import sample_reference
+from llm.sampler.logits import adjust_reference, is_adjusted
 from llm.sequence import FinishReason
 
 NextLogits = Callable[[list[int]], Tensor]

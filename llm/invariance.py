@@ -5,9 +5,11 @@
 A needle is a prompt and a reply. Alone, the prompt is computed in one step, the reply token by token. A trial
 computes the same tokens among 1 to 63 others that come, fork and are aborted, in blocks dealt at random and
 too few for all, so that sequences, the needle too, lose theirs and are computed anew; the budget of a step,
-and with it where the prompt is cut, is random as well; by one thread or by several. It is the real scheduler
-that makes the batches. Compared are the bytes of the logits at every position. A runner that promises
-nothing (`--runner eager`) shows what a mismatch looks like.
+and with it where the prompt is cut, is random as well; by one thread or by several. Some of the others begin
+like the needle, and what the first has computed the next takes from the prefix cache. It is the real
+scheduler that makes the batches. Compared are the bytes of the logits at every position, or, of a needle that
+may take its prompt from the cache, of its reply. A runner that promises nothing (`--runner eager`) shows what
+a mismatch looks like.
 
 Refuses to know how logits are computed; the tokens of a reply are the needle's own whatever the logits say,
 so that one wrong row is one mismatch.
@@ -26,6 +28,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from llm.batch import Batch, Chunk, Drawn
 from llm.checkpoint import Checkpoint, locate_checkpoint, open_checkpoint
 from llm.config import EngineConfig, SamplingParams
 from llm.errors import OptionError, StepFailed
@@ -33,7 +36,7 @@ from llm.hardware import describe, usable_cores
 from llm.load import make_runner
 from llm.placement import Place, resolve_places
 from llm.runner import Runner, StepOutput
-from llm.scheduler import Batch, Chunk, Drawn, Scheduler
+from llm.scheduler import Scheduler
 from llm.sequence import Logprob, Status
 from llm.sequence import Sequence as Tokens
 from llm.train.options import run_command
@@ -72,7 +75,8 @@ class Report:
         num_wrong_rows: of these, how many had other bits.
         num_needle_preemptions: how often a needle lost its blocks and was computed anew.
         num_preemptions: the same, of all sequences.
-        num_copies: blocks copied because a fork wrote to them.
+        num_copies: blocks copied because a fork wrote to them, or because they began like a prompt.
+        num_found: tokens of needles' prompts that others had computed.
         num_aborts: companions that left early.
         num_parts: chunks in which needles' prompts were computed.
         largest_batch: sequences in one step.
@@ -86,6 +90,7 @@ class Report:
     num_needle_preemptions: int = 0
     num_preemptions: int = 0
     num_copies: int = 0
+    num_found: int = 0
     num_aborts: int = 0
     num_parts: int = 0
     largest_batch: int = 0
@@ -183,6 +188,7 @@ class Trial:
             first = first or where
         self.report.num_preemptions += self.scheduler.num_preemptions
         self.report.num_needle_preemptions += sum(s.num_preemptions for s in self.mine.values())
+        self.report.num_found += next(iter(self.mine.values())).num_cached
         return first
 
     def _bounds(self) -> EngineConfig:
@@ -197,16 +203,19 @@ class Trial:
         new = rng.randint(1, min(2 * REPLY, self.config.max_model_len - 1))
         length = rng.randint(1, min(3 * REPLY, self.config.max_model_len - new))
         params = SamplingParams(max_tokens=new, prompt_logprobs=0 if rng.random() < 0.2 else None)
-        companion = Tokens(_ids(rng, length, self.vocab_size), params, embeds=rng.random() < 0.1)
+        begins_alike = rng.randint(0, length) if rng.random() < 0.4 else 0
+        begin = self.needle.prompt[:begins_alike]
+        prompt = begin + _ids(rng, length - len(begin), self.vocab_size)
+        companion = Tokens(prompt, params, embeds=rng.random() < 0.1)
         if not companion.embeds and rng.random() < 0.2:
             _fork(companion, rng.randint(1, 3))
         return companion
 
     def _arrivals(self, companions: list[Tokens]) -> list[Tokens]:
         """In the order of `pop`. The needle, sometimes forked, comes anywhere, but mostly last: it is the
-        youngest who gives up its blocks.
+        youngest who gives up its blocks. Where its prompt is not scored, it may be found computed.
         """
-        params = SamplingParams(max_tokens=REPLY, prompt_logprobs=0)
+        params = SamplingParams(max_tokens=REPLY, prompt_logprobs=self.rng.choice([0, 0, None]))
         needle = Tokens(self.needle.prompt, params)
         _fork(needle, self.rng.choice([0, 0, 0, 1, 2]))
         self.mine = {s.id: s for s in (needle, *needle.forks)}
@@ -345,7 +354,8 @@ def _measure(options: argparse.Namespace) -> int:
     print(f"compared   {report.num_rows} rows of logits; batches of up to {report.largest_batch}")
     print(
         f"happened   {report.num_preemptions} preemptions, {report.num_needle_preemptions} of the needle; "
-        f"{report.num_aborts} aborts, {report.num_copies} copies, {report.num_parts} parts of prompts"
+        f"{report.num_aborts} aborts, {report.num_copies} copies, {report.num_parts} parts of prompts, "
+        f"{report.num_found} tokens found computed"
     )
     if report.first:
         print(f"first      {report.first}")

@@ -25,31 +25,40 @@ from llm.text import TextModel
 
 log = logging.getLogger("llm.load")
 
+NUM_GUESSES = 8
+"""Of a draft: a step of nine rows costs one stream of SmolLM2 about as much as two of one row."""
 
-class Bounds(TypedDict, total=False):
-    """What the operator may choose of EngineConfig; what is left out has its default there."""
 
-    max_model_len: int | None
+class Options(TypedDict, total=False):
+    """What the operator may choose of EngineConfig as it is; what is left out has its default there."""
+
     max_num_seqs: int
     max_num_batched_tokens: int
+    max_step_ms: int
     num_blocks: int | None
+    enable_prefix_caching: bool
+
+
+class Bounds(Options, total=False):
+    """And what depends on the model."""
+
+    max_model_len: int | None
 
 
 def engine_config(
     checkpoint: Checkpoint,
     *,
     max_model_len: int | None = None,
-    max_num_seqs: int = 16,
-    max_num_batched_tokens: int = 512,
-    num_blocks: int | None = None,
     kv_room: int | None = None,
+    **options: Unpack[Options],
 ) -> EngineConfig:
     """The engine's bounds for this checkpoint.
 
     Args:
         max_model_len: None for all of the model's positions, or as many as there is memory for.
-        num_blocks: None for as many as max_num_seqs sequences need, or as there is memory for.
         kv_room: tokens for whose keys and values there is memory; None for no limit.
+        options: the others; num_blocks None for as many as max_num_seqs sequences need, or as there is memory
+            for.
 
     Raises:
         OptionError: more positions than the model has, too little memory, or bounds that contradict each
@@ -59,7 +68,7 @@ def engine_config(
     if max_model_len is not None and max_model_len > positions:
         raise OptionError(f"--max-model-len {max_model_len} exceeds the model's {positions} positions")
     length = positions if max_model_len is None else max_model_len
-    if kv_room is not None and num_blocks is None:
+    if kv_room is not None and options.get("num_blocks") is None:
         if kv_room < (2 if max_model_len is None else length):
             asked = "too few to serve it" if max_model_len is None else f"fewer than --max-model-len {length}"
             raise OptionError(f"memory holds {kv_room} tokens beside the model's weights, {asked}")
@@ -70,15 +79,11 @@ def engine_config(
                 kv_room,
                 positions,
             )
-        if kv_room // BLOCK_SIZE < -(-length // BLOCK_SIZE) * max_num_seqs:
-            num_blocks = max(kv_room // BLOCK_SIZE, 1)
     try:
-        return EngineConfig(
-            max_model_len=length,
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-            num_blocks=num_blocks,
-        )
+        config = EngineConfig(length, **options)
+        if kv_room is not None and config.num_blocks is None and kv_room < config.total_blocks * BLOCK_SIZE:
+            config = replace(config, num_blocks=max(kv_room // BLOCK_SIZE, 1))
+        return config
     except ValueError as error:
         raise OptionError(str(error)) from None
 
@@ -94,6 +99,7 @@ def load_text_model(
     isa: str | None = None,
     threads: int | None = None,
     spare_core: bool = False,
+    num_speculative_tokens: int | None = None,
     name: str | None = None,
     memory_share: float = 1.0,
     **bounds: Unpack[Bounds],
@@ -105,9 +111,10 @@ def load_text_model(
         devices: "auto", one device, or several separated by commas.
         dtype: of an eager runner's weights, activations and KV cache.
         runner, quantization, kv_cache_dtype, isa: what computes on a CPU; see `resolve_places`.
-        threads: that compute on the CPU; every usable core when None. torch gets them for the whole process
-            when the eager runner computes there, else one.
+        threads: that compute on the CPU; every usable core when None. Of the eager runner's torch
+            gets them for the whole process, else one.
         spare_core: without `threads`, an eager runner leaves one core to others; see `_threads`.
+        num_speculative_tokens: of EngineConfig; None for what suits the runner.
         name: model id; the checkpoint's own when None.
         memory_share: of the memory for all models, what this one may plan with.
         bounds: of the engine.
@@ -125,14 +132,10 @@ def load_text_model(
         isa=isa,
     )
     room = kv_room(checkpoint, places, KV_SHARE * memory_share)
-    config = engine_config(checkpoint, kv_room=room, **bounds)
-    vocab_size = min(checkpoint.config.vocab_size, checkpoint.tokenizer.vocab_size)
-
-    def make_engine(place: Place, emit: Emit) -> Engine:
-        num_threads = _threads(spare_core and not place.native) if threads is None else threads
-        computing = make_runner(checkpoint, config, place, threads=num_threads)
-        return Engine(computing, config, vocab_size, emit, str(place.device))
-
+    guesses = _num_guesses(places, num_speculative_tokens)
+    config = replace(engine_config(checkpoint, kv_room=room, **bounds), num_speculative_tokens=guesses)
+    if threads is None:
+        threads = _threads(spare_core and not places[0].native)
     return TextModel(
         name=name or checkpoint.name,
         source=checkpoint.path.name,
@@ -141,8 +144,24 @@ def load_text_model(
         template=checkpoint.template,
         defaults=checkpoint.defaults,
         max_model_len=config.max_model_len,
-        make_engines=lambda emit: [make_engine(place, emit) for place in places],
+        make_engines=lambda emit: [_engine(checkpoint, config, place, threads, emit) for place in places],
     )
+
+
+def _engine(checkpoint: Checkpoint, config: EngineConfig, place: Place, threads: int, emit: Emit) -> Engine:
+    """The model on one device, and what drives it."""
+    vocab_size = min(checkpoint.config.vocab_size, checkpoint.tokenizer.vocab_size)
+    runner = make_runner(checkpoint, config, place, threads=threads)
+    return Engine(runner, config, vocab_size, emit, str(place.device))
+
+
+def _num_guesses(places: list[Place], asked: int | None) -> int:
+    """Unless asked for, guesses are computed only where a row's bits do not hang on how many there are: the
+    native runner's promise.
+    """
+    if asked is not None:
+        return asked
+    return NUM_GUESSES if all(place.native for place in places) else 0
 
 
 def make_runner(checkpoint: Checkpoint, config: EngineConfig, place: Place, *, threads: int) -> Runner:

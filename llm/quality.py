@@ -34,6 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llm.batch import Batch, Chunk
 from llm.chat.template import Message
 from llm.checkpoint import Checkpoint, locate_checkpoint, open_checkpoint
 from llm.config import BLOCK_SIZE, EngineConfig, SamplingParams
@@ -46,7 +47,6 @@ from llm.runner import Runner
 from llm.runner.eager import EagerRunner
 from llm.runner.native.runner import NativeRunner
 from llm.runner.native.weights import Quantization
-from llm.scheduler import Batch, Chunk
 from llm.sequence import Sequence as Tokens
 from llm.train.data import encode_chat, read_chats, read_documents
 from llm.train.facts import read_facts, read_unknown

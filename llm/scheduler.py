@@ -1,9 +1,10 @@
 """Which tokens are computed next: continuous batching, chunked prefill, preemption by recompute. No torch.
 
 Every step is a Batch of chunks. A decoding sequence brings a chunk of one token, a new one a stretch of its
-prompt, as much as the step's token budget leaves after the decoders. Sequences join and leave between steps.
+prompt, as much as the step's token budget leaves after the decoders, and as there is time for while they wait
+(pace.py). Sequences join and leave between steps.
 When blocks run out the youngest running sequence gives its own back and waits to be recomputed; nobody else
-notices.
+notices. Which blocks a sequence has, and what it finds computed, is up to tables.py.
 
 Refuses to know logits, text, threads and devices.
 """
@@ -12,98 +13,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import replace
 
-from llm.blocks import BlockPool
+from llm.batch import Batch, Chunk, Drawn
 from llm.config import EngineConfig
 from llm.errors import StepFailed
-from llm.sequence import Accepted, FinishReason, Logprob, Sequence, Status, TokenEvent
+from llm.pace import Pace
+from llm.sequence import Accepted, FinishReason, Sequence, Status, TokenEvent
+from llm.speculation import Speculation
+from llm.tables import BlockTables, Copies
 from llm.waiting import WaitingLine
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Tokens [start, start + length) of one sequence, to be computed in this step."""
-
-    sequence: Sequence
-    start: int
-    length: int
-
-    @property
-    def stop(self) -> int:
-        return self.start + self.length
-
-    @property
-    def wants_token(self) -> bool:
-        """The chunk reaches the sequence's end: its last position draws the next token."""
-        return self.stop == len(self.sequence) and not self.sequence.embeds
-
-    @property
-    def scored(self) -> range:
-        """Positions whose logits are wanted because the prompt has a next token there, and nobody knows yet
-        how probable that one is.
-        """
-        sequence = self.sequence
-        if sequence.params.prompt_logprobs is None:
-            return range(0)
-        return range(max(self.start, sequence.num_scored), min(self.stop, len(sequence.prompt) - 1))
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One step's work: decoders first, then prefill chunks.
-
-    Attributes:
-        chunks: what is computed; T tokens in all.
-        copies: (from, to) blocks whose contents move before anything is computed.
-        rows: of the T tokens those whose logits are wanted, ascending; M of them.
-        asking: sequences that draw a token in this step, a chunk's own before its forks.
-        draws: of each asking sequence its row among the M.
-        scores: of each chunk with scored positions its first row among the M.
-    """
-
-    chunks: list[Chunk]
-    copies: list[tuple[int, int]] = field(default_factory=list)
-    rows: list[int] = field(init=False, default_factory=list)
-    asking: list[Sequence] = field(init=False, default_factory=list)
-    draws: list[int] = field(init=False, default_factory=list)
-    scores: list[tuple[Chunk, int]] = field(init=False, default_factory=list)
-
-    def __post_init__(self) -> None:
-        offset = 0  # of the chunk's first token among the T
-        for chunk in self.chunks:
-            if scored := chunk.scored:
-                self.scores.append((chunk, len(self.rows)))
-                self.rows.extend(offset + position - chunk.start for position in scored)
-            if chunk.wants_token:
-                group = [chunk.sequence, *chunk.sequence.forks]
-                self.asking.extend(group)
-                self.draws.extend([len(self.rows)] * len(group))
-                self.rows.append(offset + chunk.length - 1)
-            offset += chunk.length
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(chunk.length for chunk in self.chunks)
-
-
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """What a step found out, for `commit`.
-
-    Attributes:
-        tokens: of `batch.asking`; below 0 where the logits allow none.
-        logprobs: of the same sequences; empty when none asks.
-        accepted: what each one's grammar says; empty when none has one.
-        scores: of each chunk of `batch.scores`.
-        hidden: of each embedding chunk in order, the sum of its hidden states.
-    """
-
-    tokens: list[int]
-    logprobs: list[Logprob | None] = field(default_factory=list)
-    accepted: list[Accepted | None] = field(default_factory=list)
-    scores: list[tuple[Logprob, ...]] = field(default_factory=list)
-    hidden: list[list[float]] = field(default_factory=list)
 
 
 class Scheduler:
@@ -111,10 +30,16 @@ class Scheduler:
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
-        self.blocks = BlockPool(config.total_blocks)
+        self.tables = BlockTables(config)
+        self.blocks = self.tables.pool
+        self.pace = Pace(config.max_step_ms / 1e3)
         self.waiting = WaitingLine()
         self.running: list[Sequence] = []  # oldest first
+        self.num_waiting = 0
+        """Sequences that do not run yet, forks included; may be read from any thread."""
         self.num_preemptions = 0
+        self.num_tokens = 0
+        self.speculation = Speculation(config, self.pace)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence and its forks; `llm.waiting` says who is next. The prompt fits the model: checked
@@ -126,6 +51,7 @@ class Scheduler:
         later = sequence.forks[most:]
         del sequence.forks[most:]
         self.waiting.add(sequence)
+        self.num_waiting += 1 + len(sequence.forks)
         if later:
             first, first.leader, first.forks = later[0], None, later[1:]
             for fork in first.forks:
@@ -144,22 +70,25 @@ class Scheduler:
             event
             for chunk in batch.chunks
             for sequence in (*chunk.sequence.forks, chunk.sequence)
-            for event in self._end(sequence, FinishReason.ERROR, error=fault(message))
+            for event in self._end(sequence, FinishReason.ERROR, fault(message), forget=True)
         ]
 
     def schedule(self) -> Batch | None:
         """Choose the next step's tokens and give them blocks, or None when nothing runs and nothing waits."""
         chunks: list[Chunk] = []
-        copies: list[tuple[int, int]] = []
-        budget = self.config.max_num_batched_tokens
-        for sequence in list(self.running):  # decoders first, see check_integrity
-            if budget and sequence.status is Status.RUNNING and self._make_room(sequence, budget, copies):
-                budget -= self._plan(sequence, budget, chunks)
-        while self.waiting and budget and self._admit():
-            budget -= self._plan(self.running[-1], budget, chunks)
-        # Admission took a whole prompt's blocks, so only decoders lack one, and they rob only the younger:
-        # nobody planned above has lost its blocks since, and what was robbed is too little to return now.
-        assert all(chunk.sequence.status is Status.RUNNING for chunk in chunks)
+        copies: Copies = []
+        running = tuple(self.running)
+        prefill = running[-1] if running and running[-1].num_uncomputed > 1 else None  # see check_integrity
+        for sequence in running if prefill is None else running[:-1]:
+            if sequence.num_computed < sequence.num_writable or self._make_room(sequence, copies):
+                chunks.append(Chunk(sequence, sequence.num_computed, 1))
+        budget = self._budget(len(chunks))
+        if prefill is not None and budget and prefill.status is Status.RUNNING:
+            budget -= self._prefill(prefill, budget, chunks)
+        while self.waiting and budget and self._admit(copies):
+            budget -= self._prefill(self.running[-1], budget, chunks)
+        if self.speculation.most:
+            chunks = self._with_drafts(chunks, budget)
         return Batch(chunks, copies) if chunks else None
 
     def commit(self, batch: Batch, drawn: Drawn) -> list[TokenEvent]:
@@ -168,18 +97,25 @@ class Scheduler:
         events = self._commit_prompts(batch, drawn, now, size)
         assert len(batch.asking) == len(drawn.tokens), (len(batch.asking), len(drawn.tokens))
         for i, (sequence, token) in enumerate(zip(batch.asking, drawn.tokens, strict=True)):
+            if (given := batch.given[i]) is not None and not self._is_right(sequence, batch.places[i], given):
+                continue
             accepted = drawn.accepted[i] if drawn.accepted else None
             if token < 0 or accepted is Accepted.REFUSED:
-                events += self._end(sequence, FinishReason.ERROR, error=StepFailed(_why_no_token(sequence)))
+                error = StepFailed(_why_no_token(sequence))
+                events += self._end(sequence, FinishReason.ERROR, error, forget=token < 0)
                 continue
             sequence.output.append(token)
+            self.num_tokens += 1
+            is_end = _is_end(sequence, token, accepted)
+            reason = self._reason_to_stop(sequence, accepted, is_end)
+            logprob = drawn.logprobs[i] if drawn.logprobs else None
             events.append(
                 TokenEvent(
                     sequence.id,
                     token,
-                    reason := self._reason_to_stop(sequence, token, accepted),
-                    is_text=not _is_end(sequence, token, accepted),
-                    logprob=drawn.logprobs[i] if drawn.logprobs else None,
+                    reason,
+                    is_text=not is_end,
+                    logprob=logprob,
                     at=now,
                     batch_size=size,
                 )
@@ -197,22 +133,20 @@ class Scheduler:
                 TokenEvent(chunk.sequence.id, None, prompt_logprobs=scores, at=now, batch_size=size)
             )
         hidden = iter(drawn.hidden)
+        block_size = self.config.block_size
         for chunk in batch.chunks:
             sequence = chunk.sequence
             sequence.num_computed += chunk.length
+            if chunk.length > 1 or sequence.num_computed % block_size == 0:
+                self.tables.list_full(sequence)
             if sequence.embeds:
-                part = next(hidden)
-                sums = sequence.hidden_sum or [0.0] * len(part)
-                sequence.hidden_sum = [a + b for a, b in zip(sums, part, strict=True)]
-                if chunk.stop == len(sequence):
-                    mean = tuple(value / len(sequence) for value in sequence.hidden_sum)
+                if (mean := _pooled(chunk, next(hidden))) is not None:
                     self._leave(sequence)
+                    stop = FinishReason.STOP
                     events.append(
-                        TokenEvent(
-                            sequence.id, None, FinishReason.STOP, embedding=mean, at=now, batch_size=size
-                        )
+                        TokenEvent(sequence.id, None, stop, embedding=mean, at=now, batch_size=size)
                     )
-            elif chunk.wants_token and sequence.forks:
+            elif sequence.forks and chunk.wants_token:
                 self._start_forks(sequence)
         return events
 
@@ -222,12 +156,6 @@ class Scheduler:
             yield sequence
             yield from sequence.forks
 
-    @property
-    def num_waiting(self) -> int:
-        """Sequences that do not run yet, forks included; may be read from any thread."""
-        queued = sum(1 + len(sequence.forks) for sequence in self.waiting)
-        return queued + sum(len(sequence.forks) for sequence in list(self.running))
-
     def check_integrity(self) -> None:
         """Blocks, statuses and progress agree; called by tests after every scenario."""
         self.blocks.check_integrity(block for s in self.running for block in s.block_ids)
@@ -235,48 +163,76 @@ class Scheduler:
         assert all(f.leader is s and not f.block_ids for s in self.sequences() for f in s.forks)
         assert all(s.leader is None for s in (*self.running, *self.waiting))
         assert all(s.status is Status.RUNNING and 0 <= s.num_computed < len(s) for s in self.running)
+        assert self.num_waiting == sum(s.status is Status.WAITING for s in self.sequences())
         assert self._num_rows <= self.config.max_num_seqs
         # A prefill that does not end takes what is left of the budget, so nobody is admitted behind it.
         assert all(s.num_uncomputed == 1 for s in self.running[:-1]), "a prefill is not the last"
 
-    def _plan(self, sequence: Sequence, budget: int, chunks: list[Chunk]) -> int:
-        chunk = Chunk(sequence, sequence.num_computed, min(sequence.num_uncomputed, budget))
-        chunks.append(chunk)
-        return chunk.length
+    def _budget(self, num_decoding: int) -> int:
+        """Tokens of prompts that fit into a step beside so many decoders, who wait for it to end."""
+        left = self.config.max_num_batched_tokens - num_decoding
+        room = self.pace.room() if num_decoding else None
+        return left if room is None else min(left, room)
 
-    def _make_room(self, sequence: Sequence, budget: int, copies: list[tuple[int, int]]) -> bool:
-        """Blocks for the sequence's next chunk, preempting the youngest while there are too few."""
+    def _with_drafts(self, chunks: list[Chunk], budget: int) -> list[Chunk]:
+        """Guesses, where all decode and nobody else wants the room."""
+        if not all(c.length == 1 and c.wants_token and not c.sequence.forks for c in chunks):
+            return chunks
+        drafts = self.speculation.drafts([chunk.sequence for chunk in chunks], budget)
+        drafted = []
+        for chunk, draft in zip(chunks, drafts, strict=True):
+            has_room = draft and self.tables.extend(chunk.sequence, 1 + len(draft)) is not None
+            drafted.append(replace(chunk, draft=tuple(draft)) if has_room else chunk)
+            self.speculation.num_drafted += len(drafted[-1].draft)
+        return drafted
+
+    def _is_right(self, sequence: Sequence, place: int, given: int) -> bool:
+        """Whether the reply has come to where a guess stands, with that guess: then what its row computed is
+        the sequence's next token's, keys and values too.
+        """
+        if sequence.status is not Status.RUNNING or len(sequence.output) != place:
+            return False
+        if sequence.output[-1] != given:
+            return False
+        sequence.num_computed += 1
+        self.tables.list_full(sequence)
+        self.speculation.num_accepted += 1
+        return True
+
+    def _prefill(self, sequence: Sequence, budget: int, chunks: list[Chunk]) -> int:
+        """The sequence's next tokens, as many as fit; its blocks are there since it was admitted."""
         length = min(sequence.num_uncomputed, budget)
-        while self._blocks_missing(sequence, length) + self._must_copy(sequence) > self.blocks.num_free:
+        assert sequence.num_computed + length <= sequence.num_writable
+        chunks.append(Chunk(sequence, sequence.num_computed, length))
+        return length
+
+    def _make_room(self, sequence: Sequence, copies: Copies) -> bool:
+        """A place for a decoder's next token, preempting the youngest while there is none; False when that is
+        the sequence itself. What is robbed may be back in the same step, if the robber has its tokens.
+        """
+        if sequence.status is not Status.RUNNING:
+            return False  # an older one has robbed it
+        while (moved := self.tables.extend(sequence, 1)) is None:
             youngest = self.running[-1]
             self._preempt(youngest)
             if youngest is sequence:
                 return False
-        if self._must_copy(sequence):
-            index = sequence.num_computed // self.config.block_size
-            shared, (own,) = sequence.block_ids[index], self.blocks.take(1)
-            copies.append((shared, own))
-            sequence.block_ids[index] = own
-            self.blocks.give_back([shared])
-        sequence.block_ids += self.blocks.take(self._blocks_missing(sequence, length))
+        copies += moved
         return True
 
-    def _must_copy(self, sequence: Sequence) -> bool:
-        """The next token goes into a block that another fork of the prompt reads."""
-        index = sequence.num_computed // self.config.block_size
-        return index < len(sequence.block_ids) and self.blocks.is_shared(sequence.block_ids[index])
-
-    def _admit(self) -> bool:
+    def _admit(self, copies: Copies) -> bool:
         """Start the first waiting sequence if the batch has rows for it and its forks, and the pool its whole
         prompt.
         """
         sequence = self.waiting.first()
-        missing = self._blocks_missing(sequence, len(sequence))
-        num_rows = self._num_rows + 1 + len(sequence.forks)
-        if num_rows > self.config.max_num_seqs or missing > self.blocks.num_free:
+        if self._num_rows + 1 + len(sequence.forks) > self.config.max_num_seqs:
             return False
+        moved = self.tables.start(sequence)
+        if moved is None:
+            return False
+        copies += moved
         self.waiting.pop()
-        sequence.block_ids += self.blocks.take(missing)
+        self.num_waiting -= 1
         sequence.status = Status.RUNNING
         sequence.started_at = sequence.started_at or time.monotonic()
         self.running.append(sequence)
@@ -291,53 +247,53 @@ class Scheduler:
         """The prompt is computed: its forks run beside it, on the same blocks until they write."""
         for fork in leader.forks:
             fork.leader = None
-            fork.block_ids = list(leader.block_ids)
-            self.blocks.share(fork.block_ids)
-            fork.num_computed = leader.num_computed
+            self.tables.fork(leader, fork)
             fork.started_at = leader.started_at
             fork.status = Status.RUNNING
         after = self.running.index(leader) + 1
         self.running[after:after] = leader.forks
+        self.num_waiting -= len(leader.forks)
         leader.forks = []
-
-    def _blocks_missing(self, sequence: Sequence, num_new: int) -> int:
-        needed = -(-(sequence.num_computed + num_new) // self.config.block_size)
-        return max(0, needed - len(sequence.block_ids))
 
     def _preempt(self, sequence: Sequence) -> None:
         """Back to the head of the queue, to be recomputed from its first token."""
         self.running.remove(sequence)
-        self._release(sequence)
-        sequence.num_computed = 0
+        self.tables.release(sequence)
         sequence.hidden_sum = []
         sequence.num_preemptions += 1
         sequence.status = Status.WAITING
         self.waiting.put_back(sequence)
+        self.num_waiting += 1
         self.num_preemptions += 1
 
-    def _release(self, sequence: Sequence) -> None:
-        self.blocks.give_back(sequence.block_ids)
-        sequence.block_ids = []
-
     def _reason_to_stop(
-        self, sequence: Sequence, token: int, accepted: Accepted | None
+        self, sequence: Sequence, accepted: Accepted | None, is_end: bool
     ) -> FinishReason | None:
-        if accepted is Accepted.COMPLETE or _is_end(sequence, token, accepted):
+        if is_end or accepted is Accepted.COMPLETE:
             return FinishReason.STOP
         if len(sequence.output) >= sequence.params.max_tokens or len(sequence) >= self.config.max_model_len:
             return FinishReason.LENGTH
         return None
 
     def _end(
-        self, sequence: Sequence, reason: FinishReason, error: StepFailed | None = None
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        error: StepFailed | None = None,
+        *,
+        forget: bool = False,
     ) -> list[TokenEvent]:
-        """End a sequence without a token: its last event, unless it had ended."""
+        """End a sequence without a token: its last event, unless it had ended.
+
+        Args:
+            forget: what it computed is not to be trusted.
+        """
         if sequence.status is Status.FINISHED:
             return []
-        self._leave(sequence)
+        self._leave(sequence, forget=forget)
         return [TokenEvent(sequence.id, None, reason, error, at=time.monotonic())]
 
-    def _leave(self, sequence: Sequence) -> None:
+    def _leave(self, sequence: Sequence, *, forget: bool = False) -> None:
         """The one way out: queues, forks, blocks and status together."""
         if sequence.leader is not None:
             sequence.leader.forks.remove(sequence)
@@ -348,7 +304,8 @@ class Scheduler:
                 self.running.remove(sequence)
             elif sequence in self.waiting:
                 self.waiting.remove(sequence)
-        self._release(sequence)
+        self.num_waiting -= sequence.status is Status.WAITING
+        self.tables.release(sequence, forget=forget)
         sequence.status = Status.FINISHED
 
     def _hand_over(self, leader: Sequence) -> None:
@@ -370,6 +327,16 @@ class Scheduler:
 def _is_end(sequence: Sequence, token: int, accepted: Accepted | None) -> bool:
     """Whether a token ends the reply and is no text. Where a grammar has a stop id as text, it is text."""
     return token in sequence.params.stop_token_ids if accepted is None else accepted is Accepted.END
+
+
+def _pooled(chunk: Chunk, hidden: list[float]) -> tuple[float, ...] | None:
+    """Add up a chunk's hidden states; the mean of all once the prompt is complete."""
+    sequence = chunk.sequence
+    sums = sequence.hidden_sum or [0.0] * len(hidden)
+    sequence.hidden_sum = [a + b for a, b in zip(sums, hidden, strict=True)]
+    if chunk.stop < len(sequence):
+        return None
+    return tuple(value / len(sequence) for value in sequence.hidden_sum)
 
 
 def _why_no_token(sequence: Sequence) -> str:

@@ -13,6 +13,7 @@ from enum import Enum, StrEnum
 from typing import Protocol
 
 from llm.config import SamplingParams
+from llm.draft import PromptLookup
 from llm.errors import EngineError
 
 _ids = itertools.count()
@@ -77,9 +78,10 @@ class Logprob:
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TokenEvent:
-    """One step's outcome for one sequence, on its way from the engine to whoever submitted it.
+    """One step's outcome for one sequence, on its way from the engine to whoever submitted it. Made for each
+    token, so it is not frozen, which would cost as much again; nobody changes one.
 
     Attributes:
         sequence_id: of the sequence.
@@ -117,13 +119,21 @@ class Sequence:
         output: ids drawn so far, a stop token included.
         matcher: state of the grammar that the reply follows; like `output` it survives preemption.
         priority: lower numbers leave the queue first.
-        client: whose it is; within a priority the clients take turns.
+        client: whose it is; within a priority the clients take turns, and none gets another's keys and
+            values.
+        cache_salt: of the same client's, it gets only those of sequences with the same salt.
         embeds: no reply: the mean of the prompt's hidden states is what is wanted.
         forks: other replies to the same prompt; they start from this one's keys and values.
         leader: whose fork this is, until it starts.
         num_computed: leading tokens whose keys and values are in the cache.
+        num_cached: of the prompt's, those that were there before it first ran.
         num_scored: leading prompt positions whose log probabilities have been handed out.
-        block_ids: KV blocks held, in order; block i holds tokens [i·P, (i+1)·P).
+        block_ids: KV blocks held, in order; block i holds tokens [i·P, (i+1)·P). The list grows in place; any
+            other change makes a new one.
+        num_writable: tokens for which there are blocks, and nobody else reads the last of them.
+        num_listed: leading blocks that other sequences can find.
+        names: of these and of more, for finding them; see llm/prefix.py.
+        lookup: where its tokens have stood together before, once guesses are made.
         num_preemptions: how often the blocks were taken away again.
         submitted_at, started_at: when it was made and first scheduled, in seconds of time.monotonic().
         hidden_sum: of the hidden states computed so far, when it embeds.
@@ -135,12 +145,18 @@ class Sequence:
     matcher: Matcher | None = None
     priority: int = 0
     client: str = ""
+    cache_salt: str = ""
     embeds: bool = False
     forks: list[Sequence] = field(default_factory=list)
     leader: Sequence | None = None
     num_computed: int = 0
+    num_cached: int = 0
     num_scored: int = 0
     block_ids: list[int] = field(default_factory=list)
+    num_writable: int = 0
+    num_listed: int = 0
+    names: list[bytes] = field(default_factory=list)
+    lookup: PromptLookup | None = None
     status: Status = Status.WAITING
     num_preemptions: int = 0
     submitted_at: float = field(default_factory=time.monotonic)
@@ -155,6 +171,21 @@ class Sequence:
     def num_uncomputed(self) -> int:
         """Tokens still to be computed before the next one can be drawn; 1 while decoding."""
         return len(self) - self.num_computed
+
+    @property
+    def wants_whole_prompt(self) -> bool:
+        """Whether every position's output is asked for, not only the last one's."""
+        return self.embeds or self.params.prompt_logprobs is not None
+
+    @property
+    def num_reusable(self) -> int:
+        """Leading tokens that need not be computed here, if their keys and values are somewhere: those whose
+        output nobody waits for. The last token's always is.
+        """
+        if self.embeds:
+            return 0
+        is_scored = self.params.prompt_logprobs is None or self.num_scored == len(self.prompt) - 1
+        return len(self) - 1 if is_scored else self.num_scored
 
     def tokens(self, start: int, stop: int) -> list[int]:
         """Ids [start, stop) of prompt and reply together."""

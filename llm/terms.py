@@ -33,7 +33,8 @@ class Terms:
     """Of one prompt.
 
     Attributes:
-        client: within a priority the clients take turns.
+        client: within a priority the clients take turns; none gets another's keys and values.
+        cache_salt: of the client's own, it gets only those of requests with the same salt.
         priority: lower numbers leave the queue first.
         queue_timeout: seconds it may wait for its turn.
         deadline: when it must be complete, in seconds of time.monotonic().
@@ -41,6 +42,7 @@ class Terms:
     """
 
     client: str = ""
+    cache_salt: str = ""
     priority: int = 0
     queue_timeout: float | None = None
     deadline: float | None = None

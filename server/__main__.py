@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -88,8 +89,17 @@ class DrainingServer(uvicorn.Server):
 
     async def _announce(self) -> None:
         if await self.life.until_ready():
+            settle()
             with_key = bool(self.settings.api_key or self.settings.api_key_file)
             log.info("ready on %s, try: %s", self.url, curl_line(self.url, with_key=with_key))
+
+
+def settle() -> None:
+    """What was loaded stays. Otherwise the collector looks through all of it now and then, 225,000 objects,
+    and for 110 ms no request is read and no engine gets on.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

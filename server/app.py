@@ -71,6 +71,7 @@ def create_app(settings: Settings, models: Sequence[TextModel] | None = None) ->
         docs_url=None,  # FastAPI's pages load scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # ours are /metrics and the log
         lifespan=lifespan,
         middleware=_layers(settings, life, limits, metrics),
     )

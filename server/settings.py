@@ -99,8 +99,21 @@ class Settings(BaseSettings):
     max_num_batched_tokens: Count = Field(
         512, description="tokens computed in one step; longer prompts go in chunks"
     )
+    max_step_ms: int = Field(
+        100, ge=0, le=1 << 20, description="a prompt's chunk beside open replies takes so long; 0: no bound"
+    )
     num_gpu_blocks_override: Count | None = Field(
         None, description="KV cache blocks, on any device; default fits all"
+    )
+    enable_prefix_caching: bool = Field(
+        True, description="reuse what was computed of a prompt's beginning, within a key and cache_salt"
+    )
+    num_speculative_tokens: int | None = Field(
+        None,
+        ge=0,
+        le=64,
+        description="guesses computed beside a reply's next token, from what it repeats; changes no token; "
+        "default is 8 with the kernel, else 0",
     )
     default_max_tokens: Count | None = Field(
         None, description="cap on new tokens of a request that sets no limit"

@@ -70,13 +70,14 @@ class Ticket:
         self._has_terms = False
         self._is_closed = False
 
-    def terms(self, priority: int | None) -> Terms:
+    def terms(self, priority: int | None = None, cache_salt: str | None = None) -> Terms:
         """On what one prompt is served. The request waits until its first has had its turn: how long the
         others wait behind that one is its own doing.
         """
         is_first, self._has_terms = not self._has_terms, True
         return Terms(
             client=self.key,
+            cache_salt=cache_salt or "",
             priority=priority or 0,
             queue_timeout=self._settings.queue_timeout if is_first else None,
             deadline=self.arrived_at + self._settings.request_timeout,

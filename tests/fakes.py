@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import Future
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 
@@ -88,6 +89,17 @@ class Gate:
         await asyncio.shield(asyncio.wrap_future(self._opened))
 
 
+Item = TypeVar("Item")
+
+
+async def one_by_one(lists: AsyncGenerator[list[Item], None]) -> AsyncGenerator[Item, None]:
+    """A stream's items, whatever came together."""
+    async with aclosing(lists):
+        async for together in lists:
+            for item in together:
+                yield item
+
+
 Step = str | Gate | Exception
 
 
@@ -163,18 +175,18 @@ class ScriptedModel:
         template_ends: bool = True,
         calls: bool = False,
         terms: Terms = DEFAULT_TERMS,
-    ) -> AsyncGenerator[TextDelta, None]:
-        """The script, once per choice, interleaved; one token per str."""
+    ) -> AsyncGenerator[list[TextDelta], None]:
+        """The script, once per choice, interleaved; one token per str, those of one step together."""
         self.prompts.append(prompt)
         self.params.append(params)
         self.terms.append(terms)
         self.grammars_followed.append(grammar)
         with self._observed(prompt, params, n, terms) as observer:
             async with aclosing(self._follow(prompt, params, n, with_tokens)) as deltas:
-                async for delta in deltas:
-                    if observer is not None:
+                async for together in deltas:
+                    for delta in together if observer is not None else ():
                         observer.received(delta)
-                    yield delta
+                    yield together
 
     @contextmanager
     def _observed(
@@ -201,7 +213,7 @@ class ScriptedModel:
 
     async def _follow(
         self, prompt: list[int], params: SamplingParams, n: int, with_tokens: bool
-    ) -> AsyncGenerator[TextDelta, None]:
+    ) -> AsyncGenerator[list[TextDelta], None]:
         last = max(i for i, step in enumerate(self.script) if isinstance(step, str))
         num_tokens = 0
         for i, step in enumerate(self.script):
@@ -212,12 +224,11 @@ class ScriptedModel:
             else:
                 if not num_tokens and params.prompt_logprobs is not None:
                     scores = (scripted_logprob(token, params.prompt_logprobs) for token in prompt[1:])
-                    yield TextDelta(0, "", 0, prompt_logprobs=tuple(scores))
+                    yield [TextDelta(0, "", 0, prompt_logprobs=tuple(scores))]
                 num_tokens += 1
                 cut = num_tokens == params.max_tokens and i < last
                 finish = FinishReason.LENGTH if cut else self.finish if i == last else None
-                for delta in self._said(step, num_tokens, n, finish, params, with_tokens):
-                    yield delta
+                yield self._said(step, num_tokens, n, finish, params, with_tokens)
                 if cut:
                     break
 
@@ -229,15 +240,14 @@ class ScriptedModel:
         finish: FinishReason | None,
         params: SamplingParams,
         with_tokens: bool,
-    ) -> Iterator[TextDelta]:
+    ) -> list[TextDelta]:
         """One token of every choice."""
         data, at = text.encode(), num_tokens / 10
         token_id = data[0] if data else 256
         logprob = None if params.logprobs is None else scripted_logprob(token_id, params.logprobs)
         tokens = (ReplyToken(token_id, data, False, logprob, at, 1),) if with_tokens else ()
         timing = None if finish is None else Timing(0.0, 0.05, 0.1, at, num_tokens)
-        for choice in range(n):
-            yield TextDelta(choice, text, 1, finish, tokens, timing=timing)
+        return [TextDelta(choice, text, 1, finish, tokens, timing=timing) for choice in range(n)]
 
     async def embed(self, prompt: list[int], *, terms: Terms = DEFAULT_TERMS) -> list[float]:
         """The prompt's length and its first id, once the script's gates are open and its errors raised."""

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from llm.config import SamplingParams
-from llm.grammar import Matcher, next_masks
-from llm.logits import adjust
+from llm.grammar import Matcher, expand, next_masks
+from llm.sampler import Asked
+from llm.sampler.logits import adjust
 from llm.sequence import Sequence
 
 
@@ -20,7 +21,7 @@ def forbid(logits: Tensor, matchers: Rows[Matcher | None]) -> None:
         return
     size = ruled[0].vocab_size
     asking = [Sequence([0], SamplingParams(1), matcher=matcher) for matcher in matchers]
-    adjusted = adjust(logits, asking, size, next_masks(ruled, logits.device))
+    adjusted = adjust(logits, Asked.next(asking), size, expand(next_masks(ruled), logits.device))
     rows = torch.tensor([matcher is not None for matcher in matchers])
     logits[:, :size] = adjusted[:, :size].to(logits.dtype)
     logits[rows, size:] = -torch.inf  # padding, which the sampler leaves out

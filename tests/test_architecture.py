@@ -31,8 +31,12 @@ TORCH_FREE = (
     "llm/errors.py",
     "llm/config.py",
     "llm/sequence.py",
+    "llm/batch.py",
     "llm/blocks.py",
+    "llm/pace.py",
+    "llm/prefix.py",
     "llm/scheduler.py",
+    "llm/tables.py",
     "llm/waiting.py",
     "llm/detokenizer.py",
 )

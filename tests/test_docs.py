@@ -109,6 +109,8 @@ def test_headers() -> None:
 
 def test_flags_named_in_the_document_exist() -> None:
     known = {f"--{name.replace('_', '-')}" for name in Settings.model_fields}
+    switches = {name for name, field in Settings.model_fields.items() if field.annotation is bool}
+    known |= {f"--no-{name.replace('_', '-')}" for name in switches}
     assert set(re.findall(r"--[a-z][a-z-]+", API)) <= known
 
 

@@ -10,6 +10,7 @@ import random
 import re
 from collections import defaultdict
 from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -21,10 +22,11 @@ from llm.engine import Engine
 from llm.generate import generate_cached, generate_naive
 from llm.grammar import Grammars, GrammarSpec, Kind
 from llm.kv.concat import NoCache
+from llm.pace import Pace
 from llm.runner.eager import EagerRunner
 from llm.sequence import FinishReason, Sequence, TokenEvent
 from llm.tokenizer import ByteTokenizer
-from tests.fakes import tiny_model, tiny_text_model
+from tests.fakes import one_by_one, tiny_model, tiny_text_model
 
 LLAMA = {
     "norm": "rms",
@@ -67,7 +69,17 @@ PARAMS = st.builds(
     stop_token_ids=st.sampled_from([frozenset(), frozenset(range(0, 257, 29))]),
     min_tokens=st.sampled_from([0, 0, 1]),
 )
-PROMPTS = st.lists(st.integers(0, 256), min_size=1, max_size=50)
+PROMPTS = st.lists(st.integers(0, 256), min_size=1, max_size=50) | st.lists(
+    st.integers(0, 2), min_size=1, max_size=50
+)
+NUM_GUESSES = st.sampled_from([0, 1, 5])
+
+
+class FreeRows(Pace):
+    """A pace at which every guess pays."""
+
+    decoders = 1.0
+    token = 0.0
 
 
 class Drive:
@@ -79,6 +91,7 @@ class Drive:
         self.events: dict[int, list[TokenEvent]] = defaultdict(list)
         self.engine = Engine(EagerRunner(self.model, bounds), bounds, 257, self._keep)
         self.scheduler = self.engine.scheduler
+        self.scheduler.speculation.pace = FreeRows(0.0)
 
     def _keep(self, events: list[TokenEvent]) -> None:
         for event in events:
@@ -96,10 +109,13 @@ class Drive:
         return [e.token_id for e in events if e.token_id is not None], events[-1].finish
 
 
-def replies(prompt: list[int], params: SamplingParams, n: int) -> list[Sequence]:
+def replies(prompt: list[int], params: SamplingParams, n: int, **terms: str) -> list[Sequence]:
     """n replies to one prompt: the first leads, the others fork from it."""
-    terms = {"priority": len(prompt) % 2, "client": str(len(prompt) % 3)}
-    leader, *forks = (Sequence(prompt, replace(params, choice=i), **terms) for i in range(n))  # type: ignore[arg-type]
+    terms = terms or {"client": str(len(prompt) % 3)}
+    leader, *forks = (
+        Sequence(prompt, replace(params, choice=i), priority=len(prompt) % 2, **terms)  # type: ignore[arg-type]
+        for i in range(n)
+    )
     leader.forks = list(forks)
     for fork in forks:
         fork.leader = leader
@@ -108,12 +124,12 @@ def replies(prompt: list[int], params: SamplingParams, n: int) -> list[Sequence]
 
 @pytest.mark.parametrize("shape", SHAPES)
 @settings(max_examples=12, deadline=None)
-@given(prompt=PROMPTS, params=PARAMS, budget=st.integers(4, 64))
+@given(prompt=PROMPTS, params=PARAMS, budget=st.integers(4, 64), guesses=NUM_GUESSES)
 def test_engine_equals_cached_equals_naive(
-    shape: str, prompt: list[int], params: SamplingParams, budget: int
+    shape: str, prompt: list[int], params: SamplingParams, budget: int, guesses: int
 ) -> None:
-    """Law 1, for any prompt, policy and prefill chunking, up to and at the end of the positions."""
-    drive = Drive(shape, max_num_batched_tokens=budget)
+    """Law 1, for any prompt, policy, prefill chunking and drafts, up to and at the end of the positions."""
+    drive = Drive(shape, max_num_batched_tokens=budget, num_speculative_tokens=guesses)
     sequence = Sequence(prompt, params)
     drive.scheduler.add(sequence)
     drive.finish()
@@ -129,15 +145,22 @@ def test_engine_equals_cached_equals_naive(
     seed=st.integers(0, 2**32),
     budget=st.integers(4, 40),
     num_blocks=st.integers(16, 40),
+    guesses=NUM_GUESSES,
 )
 def test_company_changes_nothing(
-    shape: str, jobs: list[tuple[list[int], SamplingParams, int]], seed: int, budget: int, num_blocks: int
+    shape: str,
+    jobs: list[tuple[list[int], SamplingParams, int]],
+    seed: int,
+    budget: int,
+    num_blocks: int,
+    guesses: int,
 ) -> None:
-    """Law 2: joins at any step, forks, aborts of others, chunked prefills and preemptions leave a reply as it
-    is alone.
+    """Law 2: joins at any step, forks, aborts of others, chunked prefills, preemptions and drafts leave a
+    reply as it is alone.
     """
     rng = random.Random(seed)
-    drive = Drive(shape, max_num_batched_tokens=budget, num_blocks=num_blocks)
+    bounds = {"max_num_batched_tokens": budget, "num_blocks": num_blocks, "num_speculative_tokens": guesses}
+    drive = Drive(shape, **bounds)
     groups = [replies(prompt, params, n) for prompt, params, n in jobs]
     sequences = [sequence for group in groups for sequence in group]
     waiting, aborted = [group[0] for group in groups], set()
@@ -258,6 +281,75 @@ def test_a_grammar_is_followed_alike_alone_and_in_company(
                 assert re.fullmatch(specs[i], text) or alone.reply(one)[1] is FinishReason.LENGTH
 
 
+class Visit(NamedTuple):
+    """A request of one of two texts' beginnings, as it will be sent twice: with the cache and without."""
+
+    prompt: list[int]
+    params: SamplingParams
+    terms: dict[str, str]
+    num_choices: int
+    comes: int
+    leaves: int | None
+
+
+def visits(rng: random.Random) -> list[Visit]:
+    """A dozen, of two clients with two salts."""
+    texts = [[rng.randrange(257) for _ in range(40)] for _ in range(2)]
+    made = []
+    for i in range(12):
+        prompt = rng.choice(texts)[: rng.randint(0, 40)] + [
+            rng.randrange(257) for _ in range(rng.randint(1, 5))
+        ]
+        logprobs = 0 if rng.random() < 0.1 else None
+        params = SamplingParams(rng.randint(1, 20), rng.choice([0.0, 1.0]), seed=i, prompt_logprobs=logprobs)
+        terms = {"client": rng.choice("aab"), "cache_salt": rng.choice(["", "", "s"])}
+        leaves = rng.randint(1, 40) if rng.random() < 0.2 else None
+        made.append(Visit(prompt, params, terms, rng.choice([1, 1, 1, 2]), rng.randint(0, 60), leaves))
+    return made
+
+
+def receive(drive: Drive, jobs: list[Visit]) -> list[tuple[list[int], FinishReason]]:
+    """What each of their replies came to."""
+    groups = [replies(job.prompt, job.params, job.num_choices, **job.terms) for job in jobs]
+    for turn in range(100):
+        for job, group in zip(jobs, groups, strict=True):
+            if job.comes == turn:
+                drive.scheduler.add(group[0])
+            if job.leaves is not None and job.comes + job.leaves == turn:
+                drive._keep(drive.scheduler.abort(group[0]))
+        drive.engine.step()
+        drive.scheduler.check_integrity()
+    drive.finish()
+    return [drive.reply(sequence) for group in groups for sequence in group]
+
+
+@pytest.mark.parametrize("shape", ["course", "llama", "mistral"])
+@settings(max_examples=5, deadline=None, phases=[Phase.generate])
+@given(seed=st.integers(0, 2**32), budget=st.integers(4, 40), num_blocks=st.integers(16, 40))
+def test_the_prefix_cache_changes_nothing(shape: str, seed: int, budget: int, num_blocks: int) -> None:
+    """Law 3: with it and without, whoever comes, forks, leaves and is preempted. What is found of other
+    tokens, clients and salts is looked at place by place in tests/llm/test_tables.py.
+    """
+    jobs = visits(random.Random(seed))
+    bounds = {"max_num_batched_tokens": budget, "num_blocks": num_blocks}
+    cached, plain = (Drive(shape, **bounds, enable_prefix_caching=on) for on in (True, False))
+    pairs = zip(receive(cached, jobs), receive(plain, jobs), strict=True)
+    for (tokens, finish), (expected, reason) in pairs:
+        if FinishReason.ABORT in (finish, reason):
+            num_common = min(len(tokens), len(expected))
+            assert tokens[:num_common] == expected[:num_common]
+        else:
+            assert (tokens, finish) == (expected, reason)
+
+
+def test_prefixes_are_really_found_in_these_tests() -> None:
+    """The law above would be empty if the cache never helped."""
+    drive = Drive("course", max_num_batched_tokens=16, num_blocks=40)
+    receive(drive, visits(random.Random(1)))
+    tables = drive.scheduler.tables
+    assert 0.1 * tables.num_queries < tables.num_hits
+
+
 def test_preemption_really_happens_in_these_tests() -> None:
     """The law above would be empty if no block pool ever ran out."""
     drive = Drive("course", num_blocks=16)
@@ -290,7 +382,7 @@ def test_streamed_text_joined_is_the_whole_text(
         text_model.start()
         got: dict[int, tuple[str, int, FinishReason | None]] = {}
         try:
-            async for delta in text_model.stream(prompt, params, n, strip=False):
+            async for delta in one_by_one(text_model.stream(prompt, params, n, strip=False)):
                 text, tokens, finish = got.get(delta.choice, ("", 0, None))
                 assert finish is None, "nothing follows a choice's last delta"
                 got[delta.choice] = (text + delta.text, tokens + delta.num_tokens, delta.finish)
@@ -316,7 +408,8 @@ def test_200_requests_with_a_fifth_aborted_leave_every_block_free() -> None:
 
     async def one(text_model: object, index: int) -> str:
         params = SamplingParams(max_tokens=rng.randint(1, 30), temperature=1.0, seed=index)
-        stream = text_model.stream([index % 256] * rng.randint(1, 40), params)  # type: ignore[attr-defined]
+        prompt = [index % 256] * rng.randint(1, 40)
+        stream = one_by_one(text_model.stream(prompt, params))  # type: ignore[attr-defined]
         leave_after = rng.randint(1, 5) if index % 5 == 0 else None
         seen = 0
         async for delta in stream:

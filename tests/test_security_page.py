@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from server.auth import OPEN_PATHS
-from server.connection import MAX_HEAD_BYTES, MAX_HEAD_FIELDS
 from server.cors import LOCAL_DOMAINS, Origins
 from server.keys import MAX_KEY_LENGTH, MAX_KEYS, Keyring, Rate
 from server.limits import WORK
+from server.parser import MAX_HEAD_BYTES, MAX_HEAD_FIELDS
 from server.settings import Settings, load_settings
 from tests.server.wire import app_of, call
 

@@ -82,8 +82,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def load(args: argparse.Namespace, checkpoint: Checkpoint, max_model_len: int | None = None) -> TextModel:
+def load(
+    args: argparse.Namespace,
+    checkpoint: Checkpoint,
+    *,
+    max_model_len: int | None = None,
+    num_speculative_tokens: int = 0,
+) -> TextModel:
     """The model that these options name, with a row for each stream.
+
+    Args:
+        num_speculative_tokens: none, for a small model that was given random tokens repeats itself, which is
+            guessed.
 
     Raises:
         CauserieError: it cannot be loaded, or does not fit.
@@ -98,6 +108,8 @@ def load(args: argparse.Namespace, checkpoint: Checkpoint, max_model_len: int | 
         max_model_len=max_model_len,
         max_num_seqs=max(args.streams),
         max_num_batched_tokens=max(512, *args.streams),
+        enable_prefix_caching=False,  # every round computes its prompts
+        num_speculative_tokens=num_speculative_tokens,
         **chosen,
     )
 
@@ -178,7 +190,7 @@ def main(argv: list[str] | None = None) -> int:
         checkpoint = open_checkpoint(args.checkpoint)
         positions = checkpoint.config.num_positions
         fit_work(args, positions)
-        model = load(args, checkpoint, longest(args, positions))
+        model = load(args, checkpoint, max_model_len=longest(args, positions))
     except CauserieError as error:
         print(error, file=sys.stderr)
         return 2

@@ -11,10 +11,10 @@ import statistics
 import time
 from typing import Any
 
+from llm.batch import Batch, Chunk
 from llm.bench.steps import PARAMS, Steps
 from llm.checkpoint import open_checkpoint
 from llm.load import load_text_model
-from llm.scheduler import Batch, Chunk
 from llm.sequence import Sequence
 
 

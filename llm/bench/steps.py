@@ -15,10 +15,10 @@ import time
 
 import torch
 
+from llm.batch import Batch, Chunk
 from llm.bench.streams import finish
 from llm.config import EngineConfig, SamplingParams
 from llm.runner import Runner
-from llm.scheduler import Batch, Chunk
 from llm.sequence import Sequence
 
 PARAMS = SamplingParams(max_tokens=1, temperature=0.0)

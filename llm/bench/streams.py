@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import torch
 
+from llm.batch import Batch
 from llm.config import SamplingParams
 from llm.engine import Engine
 from llm.grammar import Grammar
 from llm.runner import Runner, StepOutput
-from llm.scheduler import Batch
 from llm.sequence import Sequence, TokenEvent
 
 

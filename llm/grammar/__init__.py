@@ -1,13 +1,15 @@
 """Structured output: a JSON schema, a regex, a choice or a grammar says which tokens may come next.
 
-`Grammars` compiles what a request asks for, once, and keeps it; each reply walks its own `Matcher`; what
-`next_masks` adds to logits is -inf for every token that would leave the grammar. On `llguidance`, whose masks
-are exact: a token is allowed if and only if its bytes can go on. Whatever cannot be enforced is refused by
-name, never ignored. Refuses to know HTTP, models and how tokens are drawn.
+`Grammars` compiles what a request asks for, once, and keeps it; each reply walks its own `Matcher`;
+`next_masks` says of every token, in one bit, whether it stays within the grammar, and `expand` turns bits
+into what is added to logits. On `llguidance`, whose masks are exact: a token is allowed if and only if its
+bytes can go on. Whatever cannot be enforced is refused by name, never ignored. Refuses to know HTTP, models
+and how tokens are drawn.
 
     >>> grammars = Grammars(tokenizer, tokenizer.vocab_size)
     >>> matcher = grammars.compile(GrammarSpec("choice", '["yes", "no"]')).matcher(ends=frozenset({50256}))
-    >>> matcher.accept(int((logits + next_masks([matcher], logits.device)[:, : logits.shape[1]]).argmax()))
+    >>> masks = expand(next_masks([matcher]), logits.device)
+    >>> matcher.accept(int((logits + masks[:, : logits.shape[1]]).argmax()))
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from llm.errors import CauserieError, RequestError
 from llm.grammar.lark import GRAMMAR_LIMITS, LIMITS, program
-from llm.grammar.matcher import Matcher, next_masks, one_line
+from llm.grammar.matcher import Matcher, expand, next_masks, one_line
 from llm.grammar.schema import check_schema
 from llm.grammar.vocabulary import Vocabulary, load_vocabulary
 
@@ -35,6 +37,7 @@ __all__ = [
     "Matcher",
     "Vocabulary",
     "check_schema",
+    "expand",
     "next_masks",
 ]
 

@@ -1,9 +1,9 @@
-"""The state of one reply within its grammar, and masks: -inf for every token that may not come next.
+"""The state of one reply within its grammar, and masks: a bit for every token that may come next.
 
 A matcher lives in host memory and depends on the accepted tokens alone, so a preempted sequence keeps its
 own. Its slow twin asks llguidance token by token (tests). Refuses to know requests, schemas and text.
 
-    >>> logits += next_masks([matcher], logits.device)[:, : logits.shape[1]]
+    >>> logits += expand(next_masks([matcher]), logits.device)[:, : logits.shape[1]]
     >>> matcher.accept(token)
     <Accepted.GOES_ON: 'goes on'>
 """
@@ -96,21 +96,20 @@ class Matcher:
         return self.vocab_size // 32 + 1
 
 
-def next_masks(matchers: Sequence[Matcher], device: torch.device) -> Tensor:
-    """What may come next, as what is to be added to logits. Needs none, so it can be found beside the model.
+def next_masks(matchers: Sequence[Matcher]) -> NDArray[np.uint8]:
+    """What may come next. Needs no logits, so it can be found beside the model.
 
     Args:
         matchers: of one vocabulary; one that has failed allows nothing.
-        device: where the logits will be.
 
     Returns:
-        (R, N), float32: 0 for the ids that may come next and -inf for all others; N is the vocabulary's size
-        and a few more.
+        (R, N / 8), bit k of a row for id k: 1 where it may come next; N is the vocabulary's size and a few
+        more, whole words of 32 bits.
     """
     octets = _next_octets(matchers)
     for matcher, row_octets in zip(matchers, octets, strict=True):
         matcher.close(row_octets)
-    return expand(octets, device)
+    return octets
 
 
 def expand(octets: NDArray[np.uint8], device: torch.device) -> Tensor:

@@ -9,7 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from llm.scheduler import Batch
+from llm.batch import Batch
+from llm.sampler import Sampler
+from llm.sampler.eager import EagerSampler
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +21,12 @@ class StepOutput:
     Attributes:
         logits: of `batch.rows`, (M, V), M ≥ 0.
         hidden: final hidden states of the chunks that embed, (E, C), E ≥ 0, their tokens in order.
+        sampler: what draws from such logits; torch does from any.
     """
 
     logits: Tensor
     hidden: Tensor
+    sampler: Sampler = EagerSampler()
 
 
 class Runner(Protocol):

@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from llm.batch import Batch
 from llm.config import EngineConfig
 from llm.kv.paged import PagedKV, PagedStep
 from llm.model import Decoder
 from llm.runner import StepOutput
-from llm.scheduler import Batch
 
 FEW_ROWS = 8
 """Rows up to which a CPU multiplies the head from the left."""
@@ -36,16 +36,17 @@ class EagerRunner:
         """See Runner."""
         chunks = batch.chunks
         self.kv.copy(batch.copies)
-        ids = [token for c in chunks for token in c.sequence.tokens(c.start, c.stop)]
-        positions = [position for c in chunks for position in range(c.start, c.stop)]
+        ids = [token for c in chunks for token in c.tokens]
+        positions = [position for c in chunks for position in c.positions]
+        sizes = [len(c.positions) for c in chunks]
         step = PagedStep(
             self.kv,
             [c.sequence.block_ids for c in chunks],
             [c.start for c in chunks],
-            [c.length for c in chunks],
+            sizes,
         )
         hidden = self.model(self._to_device(ids), self._to_device(positions), step)  # (T, C)
-        embedded = torch.split(hidden, [c.length for c in chunks])
+        embedded = torch.split(hidden, sizes)
         wanted = [part for c, part in zip(chunks, embedded, strict=True) if c.sequence.embeds]
         asked = hidden if len(batch.rows) == len(hidden) else hidden[self._to_device(batch.rows)]  # (M, C)
         return StepOutput(self._logits(asked), torch.cat(wanted) if wanted else hidden[:0])

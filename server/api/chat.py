@@ -18,9 +18,9 @@ from starlette.responses import JSONResponse, Response
 
 from llm.grammar import Grammar, GrammarSpec
 from llm.text import TextModel
-from server.api.chat_delta import chat_deltas
+from server.api.chat_delta import ChatReader
 from server.api.chat_reply import complete
-from server.api.chat_stream import chunks
+from server.api.chat_stream import ChunkWriter, chunks
 from server.api.conversation import (
     MAX_CALLS,
     UNBUILT_MESSAGE,
@@ -131,19 +131,19 @@ async def chat_completions(request: Request) -> Response:
         grammar=grammar,
         template_ends=not asked.ignore_eos,
         calls=bool(use.tools),
-        terms=ticket.terms(asked.priority),
+        terms=ticket.terms(asked.priority, asked.cache_salt),
     )
     calls = model.template.tool_format if use.tools else None
     only_calls = bool(use.tools) and use.choice != "auto"
-    deltas = chat_deltas(texts, drawing.num_choices, calls, only_calls=only_calls)
+    reader = ChatReader(drawing.num_choices, calls, only_calls=only_calls)
     head = ReplyHead.of(model)
     if not asked.stream:
         scored = asked.prompt_logprobs is not None
-        reply = complete(deltas, head, wanted, model.tokenizer, with_prompt_logprobs=scored)
+        reply = complete(texts, reader, head, wanted, model.tokenizer, with_prompt_logprobs=scored)
         return JSONResponse(await finish_unless_gone(request, reply), headers=headers)
     return await open_stream(
         request,
-        chunks(deltas, head, wanted, model.tokenizer),
+        chunks(texts, reader, ChunkWriter(head, wanted, model.tokenizer)),
         headers=headers,
         keep_alive=settings.keep_alive_interval,
         send_timeout=settings.send_timeout,

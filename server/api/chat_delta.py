@@ -6,8 +6,6 @@ Refuses to know JSON and frames.
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import dataclass
 
 from llm.chat.tool_calls import ContentDelta, Delta
@@ -30,9 +28,9 @@ class CallPart:
     name: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ChatDelta:
-    """What a choice gained: the text's delta, and what its text says.
+    """What a choice gained: the text's delta, and what its text says. Like a TextDelta not frozen.
 
     Attributes:
         finish: OpenAI's finish_reason, on the choice's last delta.
@@ -44,33 +42,26 @@ class ChatDelta:
     finish: str | None = None
 
 
-async def chat_deltas(
-    deltas: AsyncGenerator[TextDelta, None],
-    n: int,
-    form: ToolFormat | None,
-    *,
-    only_calls: bool = False,
-) -> AsyncGenerator[ChatDelta, None]:
-    """The same deltas, their text read.
+class ChatReader:
+    """Reads the deltas of a request's choices.
 
     Args:
         n: choices.
         form: of calls, for requests with tools; without one, text is content.
         only_calls: the reply has to call, so text outside of calls is the beginning of one that was cut.
     """
-    readers = [_Reader(form, only_calls) if form is not None else None for _ in range(n)]
-    async with aclosing(deltas):
-        async for delta in deltas:
-            reader = readers[delta.choice]
-            if reader is not None:
-                yield reader.read(delta)
-            else:
-                yield ChatDelta(
-                    delta, delta.text, finish=None if delta.finish is None else delta.finish.value
-                )
+
+    def __init__(self, n: int, form: ToolFormat | None, *, only_calls: bool = False) -> None:
+        self._readers = None if form is None else [_CallReader(form, only_calls) for _ in range(n)]
+
+    def read(self, delta: TextDelta) -> ChatDelta:
+        """The same delta, its text read."""
+        if self._readers is not None:
+            return self._readers[delta.choice].read(delta)
+        return ChatDelta(delta, delta.text, (), None if delta.finish is None else delta.finish.value)
 
 
-class _Reader:
+class _CallReader:
     """One choice's parser."""
 
     def __init__(self, form: ToolFormat, only_calls: bool) -> None:

@@ -7,10 +7,10 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from llm.choice import ReplyToken
+from llm.choice import ReplyToken, TextDelta
 from llm.sequence import Logprob
 from llm.tokenizer import Tokenizer
-from server.api.chat_delta import CallPart, ChatDelta
+from server.api.chat_delta import CallPart, ChatDelta, ChatReader
 from server.api.logprobs import chat_entries, prompt_entries
 from server.api.reply import ReplyHead, Wanted, usage
 from server.api.timings import Stopwatch
@@ -48,7 +48,8 @@ class _Choice:
 
 
 async def complete(
-    deltas: AsyncGenerator[ChatDelta, None],
+    deltas: AsyncGenerator[list[TextDelta], None],
+    reader: ChatReader,
     head: ReplyHead,
     wanted: Wanted,
     tokenizer: Tokenizer,
@@ -59,24 +60,27 @@ async def complete(
     choices = [_Choice() for _ in range(wanted.num_choices)]
     scores: list[Logprob] = []
     watch = Stopwatch(wanted.num_choices, per_token=wanted.per_token)
-    num_tokens = 0
+    num_tokens = num_cached = 0
     async with aclosing(deltas):
-        async for delta in deltas:
-            choices[delta.source.choice].add(delta)
-            scores += delta.source.prompt_logprobs
-            num_tokens += delta.source.num_tokens
-            watch.see(delta.source)
+        async for arrived in deltas:
+            for delta in arrived:
+                choices[delta.choice].add(reader.read(delta))
+                scores += delta.prompt_logprobs
+                num_tokens += delta.num_tokens
+                watch.see(delta)
+                if delta.choice == 0:  # the others may start later, and find what it computed
+                    num_cached = delta.num_cached
     reply = {
         **head.fields("chat.completion"),
         "choices": [_written(i, choice, wanted, tokenizer) for i, choice in enumerate(choices)],
-        "usage": usage(len(wanted.prompt), num_tokens),
+        "usage": usage(len(wanted.prompt), num_tokens, num_cached),
     }
     if with_prompt_logprobs:
         reply["prompt_logprobs"] = prompt_entries(wanted.prompt, scores, tokenizer)
     if wanted.token_ids:
         reply["prompt_token_ids"] = wanted.prompt
     if wanted.timings:
-        reply["timings"] = watch.read()
+        reply["timings"] = watch.read(num_cached)
     return reply
 
 

@@ -17,8 +17,10 @@ from llm.sequence import FinishReason, Logprob
 from llm.tokenizer import Tokenizer
 from server.api.logprobs import CompletionLogprobs
 
-MAX_WAITING = 1024
-"""Deltas between the prompts' streams and whoever reads them together."""
+MAX_WAITING = 64
+"""Lists of deltas between the prompts' streams and whoever reads them together; longer lines wait in each
+stream's own box.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +49,9 @@ class Shown:
         return self.echo and self.num_top is not None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Piece:
-    """What one choice gained.
+    """What one choice gained. Like a TextDelta not frozen.
 
     Attributes:
         choice: index in the request.
@@ -137,24 +139,25 @@ class PromptReplies:
 
 
 async def merge(
-    streams: Sequence[AsyncGenerator[TextDelta, None]], num_choices: int
-) -> AsyncGenerator[TextDelta, None]:
+    streams: Sequence[AsyncGenerator[list[TextDelta], None]], num_choices: int
+) -> AsyncGenerator[list[TextDelta], None]:
     """The deltas of all prompts as they come, choices renumbered.
 
     The first stream that fails ends all; so does leaving early.
     """
     if len(streams) == 1:
         async with aclosing(streams[0]):
-            async for delta in streams[0]:
-                yield delta
+            async for deltas in streams[0]:
+                yield deltas
         return
-    inbox: asyncio.Queue[TextDelta | Exception | None] = asyncio.Queue(MAX_WAITING)
+    inbox: asyncio.Queue[list[TextDelta] | Exception | None] = asyncio.Queue(MAX_WAITING)
 
-    async def read(stream: AsyncGenerator[TextDelta, None], first: int) -> None:
+    async def read(stream: AsyncGenerator[list[TextDelta], None], first: int) -> None:
         try:
             async with aclosing(stream):
-                async for delta in stream:
-                    await inbox.put(replace(delta, choice=first + delta.choice) if first else delta)
+                async for deltas in stream:
+                    renumbered = [replace(delta, choice=first + delta.choice) for delta in deltas]
+                    await inbox.put(renumbered)
         except Exception as error:
             await inbox.put(error)
         else:
@@ -164,13 +167,21 @@ async def merge(
     try:
         num_open = len(tasks)
         while num_open:
-            item = await inbox.get()
-            if isinstance(item, Exception):
-                raise item
-            if item is None:
-                num_open -= 1
-            else:
-                yield item
+            together: list[TextDelta] = []
+            arrived = [await inbox.get()]
+            while not inbox.empty():
+                arrived.append(inbox.get_nowait())
+            for item in arrived:
+                if isinstance(item, Exception):
+                    if together:
+                        yield together
+                    raise item
+                if item is None:
+                    num_open -= 1
+                else:
+                    together += item
+            if together:
+                yield together
     finally:
         for task in tasks:
             task.cancel()

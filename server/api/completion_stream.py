@@ -60,24 +60,26 @@ class Completions:
         self._watch = Stopwatch(self.num_choices, per_token=report.per_token)
         self._num_prompt_tokens = sum(map(len, prompts))
         self._num_tokens = 0
+        self._num_cached = [0] * len(prompts)
 
-    async def read(self, deltas: AsyncGenerator[TextDelta, None]) -> AsyncGenerator[Piece, None]:
-        """The deltas' pieces."""
-        async with aclosing(deltas):
-            async for delta in deltas:
-                self._watch.see(delta)
-                for piece in self._replies[delta.choice // self.shown.num_choices].read(delta):
-                    self._num_tokens += piece.num_tokens
-                    self.num_open -= piece.finish is not None
-                    yield piece
+    def read(self, delta: TextDelta) -> Iterator[Piece]:
+        """The delta's pieces; tokens and ends count as they are taken."""
+        self._watch.see(delta)
+        prompt, choice = divmod(delta.choice, self.shown.num_choices)
+        if choice == 0:  # the others may start later, and find what it computed
+            self._num_cached[prompt] = delta.num_cached
+        for piece in self._replies[prompt].read(delta):
+            self._num_tokens += piece.num_tokens
+            self.num_open -= piece.finish is not None
+            yield piece
 
     def usage(self) -> dict[str, Any]:
         """So far."""
-        return usage(self._num_prompt_tokens, self._num_tokens)
+        return usage(self._num_prompt_tokens, self._num_tokens, sum(self._num_cached))
 
     def timings(self) -> dict[str, Any]:
         """Of all replies, once they have ended."""
-        return self._watch.read()
+        return self._watch.read(sum(self._num_cached))
 
     def prompt_logprobs(self) -> Iterator[list[dict[str, dict[str, Any]] | None]]:
         """vLLM's, for each choice those of the prompt that it follows."""
@@ -96,8 +98,17 @@ class ChunkWriter:
         # With usage asked for, every chunk but the last says null, as OpenAI's does.
         self._back = ',"usage":null}' if completions.report.usage else "}"
 
-    def write(self, piece: Piece) -> bytes:
-        """A choice's next chunk."""
+    def write(self, delta: TextDelta) -> Iterator[bytes]:
+        """What a choice gained; after the last choice's end the usage, if it is wanted."""
+        for piece in self._completions.read(delta):
+            if piece.text or piece.token_ids or piece.logprobs or piece.finish or piece.prompt is not None:
+                yield self.chunk(piece)
+        if not self._completions.num_open and self._completions.report.usage:
+            totals = dump(self._completions.usage())
+            yield f'{self._front}]{self._timings(last=True)},"usage":{totals}}}'.encode()
+
+    def chunk(self, piece: Piece) -> bytes:
+        """One piece."""
         reason = "null" if piece.finish is None else f'"{piece.finish.value}"'
         logprobs = "null" if piece.logprobs is None else dump(piece.logprobs)
         ids = ""
@@ -113,11 +124,6 @@ class ChunkWriter:
             f'"finish_reason":{reason}{ids}}}]{self._timings()}{back}'
         ).encode()
 
-    def usage(self) -> bytes:
-        """The stream's last chunk."""
-        totals = dump(self._completions.usage())
-        return f'{self._front}]{self._timings(last=True)},"usage":{totals}}}'.encode()
-
     def _timings(self, *, last: bool = False) -> str:
         """On the stream's last chunk, when asked for: that with usage, or the last choice's end."""
         report = self._completions.report
@@ -127,27 +133,26 @@ class ChunkWriter:
 
 
 async def chunks(
-    deltas: AsyncGenerator[TextDelta, None], head: ReplyHead, completions: Completions
-) -> AsyncGenerator[bytes, None]:
-    """One JSON text per chunk."""
-    writer = ChunkWriter(head, completions)
-    async with aclosing(completions.read(deltas)) as pieces:
-        async for piece in pieces:
-            if piece.text or piece.token_ids or piece.logprobs or piece.finish or piece.prompt is not None:
-                yield writer.write(piece)
-    if completions.report.usage:
-        yield writer.usage()
+    deltas: AsyncGenerator[list[TextDelta], None], writer: ChunkWriter
+) -> AsyncGenerator[list[bytes], None]:
+    """One JSON text per chunk; those of deltas that came together, together."""
+    async with aclosing(deltas):
+        async for arrived in deltas:
+            if made := [chunk for delta in arrived for chunk in writer.write(delta)]:
+                yield made
 
 
 async def complete(
-    deltas: AsyncGenerator[TextDelta, None], head: ReplyHead, completions: Completions
+    deltas: AsyncGenerator[list[TextDelta], None], head: ReplyHead, completions: Completions
 ) -> dict[str, Any]:
     """The whole reply as one object."""
     shown, report = completions.shown, completions.report
     choices = [_Choice(i, shown) for i in range(completions.num_choices)]
-    async with aclosing(completions.read(deltas)) as pieces:
-        async for piece in pieces:
-            choices[piece.choice].add(piece)
+    async with aclosing(deltas):
+        async for arrived in deltas:
+            for delta in arrived:
+                for piece in completions.read(delta):
+                    choices[piece.choice].add(piece)
     reply = {
         **head.fields(KIND),
         "choices": [choice.written() for choice in choices],

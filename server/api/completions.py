@@ -23,7 +23,7 @@ from llm.config import SamplingParams
 from llm.errors import ContextLengthExceeded
 from llm.text import TextModel
 from server.api.completion_pieces import Shown, merge
-from server.api.completion_stream import Completions, Report, chunks, complete
+from server.api.completion_stream import ChunkWriter, Completions, Report, chunks, complete
 from server.api.fields import Neutral, describe, ignored, parse, refuse_unbuilt, report
 from server.api.inputs import Input, each, to_ids
 from server.api.reply import ReplyHead, StreamFields, StreamOptions, check_stream
@@ -110,7 +110,7 @@ async def completions(request: Request) -> Response:
             with_tokens=shown.num_top is not None or shown.token_ids or plan.per_token,
             grammar=grammar,
             template_ends=False,
-            terms=ticket.terms(asked.priority),
+            terms=ticket.terms(asked.priority, asked.cache_salt),
         )
         for (_, ids), params in zip(named, drawn, strict=True)
     ]
@@ -123,7 +123,7 @@ async def completions(request: Request) -> Response:
         return JSONResponse(reply, headers=headers)
     return await open_stream(
         request,
-        chunks(deltas, head, replies),
+        chunks(deltas, ChunkWriter(head, replies)),
         headers=headers,
         keep_alive=settings.keep_alive_interval,
         send_timeout=settings.send_timeout,

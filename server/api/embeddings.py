@@ -61,7 +61,7 @@ async def embeddings(request: Request) -> JSONResponse:
     sent = each(asked.input, "input")
     ticket = limits_of(request).admit(request, model, len(sent))
     prompts = [await _prompt(model, one, path) for path, one in sent]
-    work = [model.embed(prompt, terms=ticket.terms(None)) for prompt in prompts]
+    work = [model.embed(prompt, terms=ticket.terms()) for prompt in prompts]
     vectors = await finish_unless_gone(request, _together(work))
     write = to_base64 if asked.encoding_format == "base64" else list
     num_tokens = sum(map(len, prompts))

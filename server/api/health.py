@@ -53,6 +53,13 @@ async def health(request: Request) -> JSONResponse:
             "num_preemptions": engine.num_preemptions,
             "num_free_blocks": engine.num_free_blocks,
             "num_blocks": engine.num_blocks,
+            "num_cached_blocks": engine.num_cached_blocks,
+            "num_cache_queries": engine.num_cache_queries,
+            "num_cache_hits": engine.num_cache_hits,
+            "num_drafted": engine.num_drafted,
+            "num_accepted": engine.num_accepted,
+            "cpu_seconds": engine.cpu_seconds,
+            "runner_cpu_seconds": engine.runner_cpu_seconds,
         }
         for model, engine in life.engines()
     ]

@@ -93,19 +93,26 @@ class Wanted:
         return self.num_top is not None or self.token_ids or self.per_token
 
 
-def usage(num_prompt_tokens: int, num_completion_tokens: int) -> dict[str, Any]:
-    """OpenAI's usage object; the prompt counts once however many choices it has."""
+def usage(num_prompt_tokens: int, num_completion_tokens: int, num_cached_tokens: int) -> dict[str, Any]:
+    """OpenAI's usage object; the prompt counts once however many choices it has.
+
+    Args:
+        num_cached_tokens: of the prompt's, those that were computed before it came.
+    """
     return {
         "prompt_tokens": num_prompt_tokens,
         "completion_tokens": num_completion_tokens,
         "total_tokens": num_prompt_tokens + num_completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": num_cached_tokens},
     }
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def dump(value: Any) -> str:
     """Compact JSON on one line, also for readers that take U+2028, U+2029 or U+0085 for a line's end."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    text = _encode(value)
     if text.isascii():
         return text
     return text.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029").replace("\x85", "\\u0085")

@@ -309,6 +309,13 @@ class Health(Shape):
         num_preemptions: int
         num_free_blocks: int
         num_blocks: int
+        num_cached_blocks: int
+        num_cache_queries: int
+        num_cache_hits: int
+        num_drafted: int
+        num_accepted: int
+        cpu_seconds: float
+        runner_cpu_seconds: float
 
     status: Literal["ok", "loading", "dead", "stalled"]
     phase: Phase

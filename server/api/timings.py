@@ -36,7 +36,7 @@ class Stopwatch:
                 named = {"choice": delta.choice} if self._name_choices else {}
                 self._tokens.append({**named, "ms": _ms(token.at - before), "batch": token.batch_size})
 
-    def read(self) -> dict[str, Any]:
+    def read(self, num_cached_tokens: int) -> dict[str, Any]:
         """OpenAI has no such object: milliseconds, and tokens a second after the first of each choice."""
         submitted = min(t.submitted for t in self._timings)
         started = min(t.started for t in self._timings)
@@ -48,7 +48,7 @@ class Stopwatch:
             "prefill_ms": _ms(first - started),
             "ttft_ms": _ms(first - submitted),
             "decode_tok_s": round(num_later / seconds, 2) if seconds > 0 else None,
-            "cached_tokens": 0,
+            "cached_tokens": num_cached_tokens,
         }
         if self._per_token:
             times["per_token"] = self._tokens

@@ -18,8 +18,8 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -56,7 +56,11 @@ class FakeServer(ThreadingHTTPServer):
         self.headers: list[dict[str, str]] = []
         self.hung_up = threading.Event()  # a held stream was left by its client
         self.health: dict[str, Any] = {"status": "ok"}
+        self.unknown: set[str] = set()  # fields that are refused, as OpenAI's own API refuses ignore_eos
+        self.has_usage = True
+        self.num_open = self.most_open = 0  # chat requests at a time
         self._scripts: queue.SimpleQueue[Script] = queue.SimpleQueue()
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self.serve_forever, args=(0.01,))
 
     def __enter__(self) -> FakeServer:
@@ -75,6 +79,10 @@ class FakeServer(ThreadingHTTPServer):
         """Stream these bytes and close."""
         self._scripts.put(lambda handler, _: handler.stream(list(parts), headers or {}))
 
+    def send_raw(self, *parts: bytes) -> None:
+        """Write these bytes, status line and all, and close."""
+        self._scripts.put(lambda handler, _: handler.write(list(parts)))
+
     def fail(self, status: int, body: object) -> None:
         self._scripts.put(lambda handler, _: handler.answer(status, body))
 
@@ -88,6 +96,17 @@ class FakeServer(ThreadingHTTPServer):
             self.hung_up.set()
 
         self._scripts.put(script)
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        with self._lock:
+            self.num_open += 1
+            self.most_open = max(self.most_open, self.num_open)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.num_open -= 1
 
     def next_script(self) -> Script:
         try:
@@ -116,13 +135,18 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         self.server.requests.append(body)
         self.server.headers.append({name.lower(): value for name, value in self.headers.items()})
-        self.server.next_script()(self, body)
+        if unknown := sorted(self.server.unknown & body.keys()):
+            error = {"message": f"Unrecognized request argument supplied: {unknown[0]}", "param": None}
+            return self.answer(400, {"error": error})
+        with self.server.counting():
+            self.server.next_script()(self, body)
 
     def repeat(self, body: dict[str, Any]) -> None:
         text = "You said: " + body["messages"][-1]["content"]
         if body.get("stream"):
             words = tuple(re.findall(r"\S+\s*", text))
-            return self.stream(reply_frames(words, num_prompt=len(words)), {})
+            frames = reply_frames(words, num_prompt=len(words))
+            return self.stream(frames if self.server.has_usage else [*frames[:-2], frames[-1]], {})
         message = {"role": "assistant", "content": text}
         self.answer(200, {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
 
@@ -131,6 +155,9 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in {"content-type": "text/event-stream", **headers}.items():
             self.send_header(name, value)
         self.end_headers()
+        self.write(parts)
+
+    def write(self, parts: list[bytes]) -> None:
         for part in parts:
             self.wfile.write(part)
 

@@ -25,9 +25,9 @@ from dataclasses import dataclass
 
 import torch
 
+from llm.batch import Batch
 from llm.engine import Engine
 from llm.runner import StepOutput
-from llm.scheduler import Batch
 from server.__main__ import listen_on, run
 from server.logs import configure
 from server.settings import load_settings

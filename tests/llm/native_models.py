@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from llm.adapt.quant import BLOCK_BYTES, GROUP, Format, QuantTensor
+from llm.batch import Batch, Chunk
 from llm.config import EngineConfig, ModelConfig, SamplingParams
 from llm.model import Decoder
 from llm.runner import Runner
 from llm.runner.native.build import NativeUnavailable, built_library, fast_isas
 from llm.runner.native.runner import NativeRunner
 from llm.runner.native.weights import ModelWeights, Quantization
-from llm.scheduler import Batch, Chunk
 from llm.sequence import Sequence as Tokens
 
 BLOCK = 16

@@ -12,19 +12,23 @@ from __future__ import annotations
 import ctypes
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from llm.adapt.quant import BLOCK_BYTES
-from llm.config import EngineConfig
+from llm.batch import Batch, Chunk
+from llm.config import EngineConfig, SamplingParams
 from llm.runner.native.binding import FORMATS, Matrix, load
 from llm.runner.native.build import built_library
 from llm.runner.native.memory import ALIGNMENT, Memory
 from llm.runner.native.pack import pack
-from llm.scheduler import Batch, Chunk
+from llm.sampler import Asked
 from llm.sequence import Sequence as Tokens
 from tests.llm.native_models import CONFIGS, SCORED, ids, mixed, native, random_groups, run, tables
 
@@ -59,6 +63,45 @@ def products(library: ctypes.CDLL) -> None:
             )
             y = np.empty((num_rows, packed.num_out), np.float32)
             library.kernel_matmul(ctypes.byref(matrix), x.ctypes.data, num_rows, y.ctypes.data)
+
+
+def draws(path: Path, num_threads: int) -> None:
+    """Rows of all kinds from vocabularies of all remainders, without a byte behind the last row or mask."""
+    config = replace(CONFIGS["one layer"], vocab_size=700)
+    sampler = native(config, library=path, num_threads=num_threads).sampler
+    rng = random.Random(num_threads)
+    for vocab_size in (1, 2, 15, 16, 33, 63, 64, 65, 129, 640, 700):
+        for size in (3.0, 1e-6, 0.0):
+            asking = [anyone(rng) for _ in range(rng.randint(1, 9))]
+            logits = exactly(Memory(), 4 * len(asking) * vocab_size).view(np.float32)
+            logits[:] = np.random.default_rng(vocab_size).standard_normal(len(logits)) * size
+            logits[rng.randrange(len(logits))] = rng.choice([0.0, 1e38, -1e38, np.inf, -np.inf, np.nan])
+            rows = torch.from_numpy(logits.reshape(len(asking), vocab_size))
+            num_masks, mask_bytes = sum(s.matcher is not None for s in asking), 4 * (vocab_size // 32 + 1)
+            masks = exactly(Memory(), num_masks * mask_bytes).reshape(num_masks, mask_bytes)
+            masks[:] = rng.choice([255, 170, 1])
+            tokens = sampler.draw(rows, Asked.next(asking), vocab_size, masks if num_masks else None)
+            wanted = [rng.choice([None, 0, 1, 20]) for _ in asking]
+            sampler.measure(rows, range(len(asking)), tokens, wanted, vocab_size)
+
+
+def anyone(rng: random.Random) -> Tokens:
+    """A sequence with any parameters; some name ids that the vocabulary does not have."""
+    params = SamplingParams(
+        9,
+        temperature=rng.choice([0.0, 1e-30, 1.0, 5.0]),
+        top_k=rng.choice([0, 1, 40, 300, 699]),
+        top_p=rng.choice([1.0, 0.9, 1e-300]),
+        min_p=rng.choice([0.0, 0.1]),
+        repetition_penalty=rng.choice([1.0, 1.3]),
+        presence_penalty=rng.choice([0.0, 1.0]),
+        logit_bias=tuple((rng.randrange(800), 5.0) for _ in range(rng.choice([0, 3]))),
+        stop_token_ids=frozenset(ids(rng, 2, 800)),
+        min_tokens=rng.choice([0, 9]),
+        seed=rng.getrandbits(64),
+    )
+    matcher: Any = object() if rng.random() < 0.3 else None
+    return Tokens(ids(rng, 70, 800), params, ids(rng, rng.choice([0, 200]), 800), matcher=matcher)
 
 
 def steps(name: str, library: Path, num_threads: int, quantization: str, half_kv: bool) -> None:
@@ -107,6 +150,8 @@ def main(isa: str) -> int:
     patch = pytest.MonkeyPatch()
     patch.setattr(Memory, "take", exactly)
     products(load(path))
+    for num_threads in (1, 2):
+        draws(path, num_threads)
     for name in (
         "gpt2",
         "odd widths",

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from clients.bench import offline_speeds
-from llm.bench import cache, grammar, levels, offline
+from clients.bench.__main__ import offline_speeds
+from llm.bench import cache, grammar, levels, offline, sampling
 from llm.bench.offline import longest, plan
 from llm.config import EngineConfig
 
@@ -209,3 +209,23 @@ def test_grammars_of_too_long_replies_are_refused(
     argv = ["--checkpoint", str(tiny_folder), "--device", "cpu", "--new-tokens", "300"]
     assert grammar.main(argv) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_drawing_is_measured_beside_computing(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every mix at every level, by both samplers."""
+    assert sampling.main(["--checkpoint", str(tiny_folder), *SMALL, "--streams", "2,1"]) == 0
+    report = last_line(capsys)
+    assert [(row["streams"], row["mix"]) for row in report["rows"]] == [
+        (count, mix) for count in (1, 2) for mix in sampling.MIXES
+    ]
+    for row in report["rows"]:
+        assert min(row["step_us"], row["draw_us"], row["torch_draw_us"]) > 0
+        assert row["share"] == pytest.approx(row["draw_us"] / row["step_us"], abs=1e-2)
+
+
+@pytest.mark.parametrize("argv", ["--prompt-tokens 250 --new-tokens 7", "--new-tokens 1"])
+def test_what_cannot_be_drawn_is_one_line(
+    argv: str, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sampling.main(["--checkpoint", str(tiny_folder), "--device", "cpu", *argv.split()]) == 2
+    assert "the model's 256 positions together" in capsys.readouterr().err

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 import weakref
 
 import pytest
 import torch
 
+from llm.batch import Batch
 from llm.config import EngineConfig, SamplingParams
 from llm.engine import Engine
 from llm.errors import DeviceLost, EngineStopped, OutOfMemory
 from llm.runner import StepOutput
 from llm.runner.eager import EagerRunner
-from llm.scheduler import Batch
 from llm.sequence import FinishReason, Sequence, TokenEvent
 from tests.fakes import tiny_model
 
@@ -125,6 +126,27 @@ def test_a_batch_is_shared_by_sequences_that_arrived_at_different_times() -> Non
     engine.step()
     assert (len(first.output), len(second.output)) == (3, 2)
     assert engine.stats().num_running == 2
+
+
+class BusyRunner(EagerRunner):
+    """Computes for a while on top."""
+
+    def run(self, batch: Batch) -> StepOutput:
+        end = time.thread_time() + 0.02
+        while time.thread_time() < end:
+            pass
+        return super().run(batch)
+
+
+def test_the_time_of_its_thread_is_told_and_how_much_of_it_the_model_took() -> None:
+    engine = Engine(BusyRunner(tiny_model(), CONFIG), CONFIG, 257, lambda events: None)
+    before = time.thread_time()
+    engine.scheduler.add(greedy(1, max_tokens=3))
+    while engine.step():
+        pass
+    stats = engine.stats()
+    assert stats.num_steps * 0.02 <= stats.runner_cpu_seconds <= stats.cpu_seconds - before
+    assert stats.cpu_seconds <= time.thread_time()
 
 
 @pytest.mark.gpu

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 import llm.invariance as invariance
+from llm.batch import Batch, Chunk
 from llm.config import EngineConfig
 from llm.errors import StepFailed
 from llm.invariance import REPLY, Report, check, main
 from llm.runner import Runner, StepOutput
 from llm.runner.eager import EagerRunner
 from llm.runner.native.weights import Quantization
-from llm.scheduler import Batch, Chunk
 from tests.llm.native_models import BLOCK, CONFIGS, isas, native, random_model
 
 needs_native = pytest.mark.skipif(not isas(), reason="needs a CPU with AVX2 and a C compiler")
@@ -53,7 +53,7 @@ def test_company_changes_no_bit(name: str, quantization: Quantization, half_kv: 
     # The law would be empty if nothing happened.
     assert report.num_needle_preemptions > 5 and report.num_preemptions > 40
     assert report.num_aborts > 10 and report.num_copies > 10
-    assert report.num_parts > 100 and report.largest_batch > 40
+    assert report.num_parts > 100 and report.largest_batch > 40 and report.num_found > 100
 
 
 def test_the_same_seed_is_the_same_trials() -> None:
@@ -110,6 +110,7 @@ FAULTS: dict[str, Callable[[Leaning, Batch, int, int], bool]] = {
     "a second prefill": lambda self, batch, i, row: chunk_of(batch, row).sequence.num_preemptions > 0,
     "which blocks": lambda self, batch, i, row: chunk_of(batch, row).sequence.block_ids[0] > 99,
     "a step in which blocks are copied": lambda self, batch, i, row: bool(batch.copies),
+    "who computed the prompt": lambda self, batch, i, row: chunk_of(batch, row).sequence.num_cached > 0,
 }
 
 

@@ -19,7 +19,7 @@ from llm.placement import Place, kv_bytes_per_token, kv_room, resolve_devices, r
 from llm.runner.eager import EagerRunner
 from llm.runner.native.build import NativeUnavailable
 from llm.tokenizer import ByteTokenizer
-from tests.fakes import tiny_model
+from tests.fakes import one_by_one, tiny_model
 
 
 def test_a_folder_is_served_with_its_own_bounds(tiny_folder: Path) -> None:
@@ -27,10 +27,8 @@ def test_a_folder_is_served_with_its_own_bounds(tiny_folder: Path) -> None:
         model = load_text_model(open_checkpoint(tiny_folder), devices="cpu", quantization="none", name="mine")
         assert (model.name, model.max_model_len) == ("mine", 256)
         model.start()
-        text = [
-            d.text
-            async for d in model.stream([1, 2], SamplingParams(max_tokens=12, temperature=0.0), strip=False)
-        ]
+        params = SamplingParams(max_tokens=12, temperature=0.0)
+        text = [d.text async for d in one_by_one(model.stream([1, 2], params, strip=False))]
         await model.close()
         return "".join(text)
 
@@ -55,7 +53,7 @@ def test_every_device_gets_a_copy_and_requests_go_to_the_least_loaded(tiny_folde
         for stream in streams:
             await stream.aclose()
         await model.close()
-        return [engine.num_tokens for engine in model.engines]
+        return [engine.stats().num_tokens for engine in model.engines]
 
     assert min(asyncio.run(spread())) > 0
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm.config import SamplingParams
-from llm.logits import adjust, adjust_reference, is_adjusted
+from llm.sampler import Asked
+from llm.sampler.logits import adjust, adjust_reference, is_adjusted
 from llm.sequence import Sequence
 
 VOCAB = 12
@@ -44,7 +45,7 @@ def test_a_batch_is_adjusted_by_the_formulas(
     logits = torch.randn(len(rows), VOCAB + padding, generator=generator, dtype=torch.float64) * 4
     logits[:, VOCAB:] = 1000.0  # what padding says counts for nothing
     before = logits.clone()
-    adjusted = adjust(logits, [sequence(*row) for row in rows], VOCAB)
+    adjusted = adjust(logits, Asked.next([sequence(*row) for row in rows]), VOCAB)
     assert torch.equal(logits, before), "the runner's tensor is left as it is"
     for found, given_row, (params, prompt, output) in zip(adjusted, logits, rows, strict=True):
         expected = adjust_reference(given_row[:VOCAB], params, prompt, output)
@@ -55,7 +56,8 @@ def test_rows_that_ask_for_nothing_share_the_tensor() -> None:
     logits = torch.randn(2, VOCAB)
     greedy = SamplingParams(max_tokens=1, temperature=0.0, min_p=0.5)
     assert not is_adjusted(greedy), "the most probable token is above any share of itself"
-    assert adjust(logits, [sequence(greedy, [1], []), sequence(SamplingParams(1), [1], [2])], VOCAB) is logits
+    asked = Asked.next([sequence(greedy, [1], []), sequence(SamplingParams(1), [1], [2])])
+    assert adjust(logits, asked, VOCAB) is logits
 
 
 @pytest.mark.parametrize(
@@ -72,15 +74,15 @@ def test_one_of_each_by_hand(changes: dict[str, object], expected: list[float]) 
     """Prompt 0 and 1, reply 2 and 2."""
     params = replace(SamplingParams(max_tokens=9), **changes)  # type: ignore[arg-type]
     logits = torch.tensor([[2.0, -1.0, 1.0, 3.0]])
-    assert adjust(logits, [sequence(params, [0, 1], [2, 2])], 4)[0].tolist() == expected
+    assert adjust(logits, Asked.next([sequence(params, [0, 1], [2, 2])]), 4)[0].tolist() == expected
 
 
 def test_halves_are_widened_before_they_are_changed() -> None:
     params = SamplingParams(max_tokens=1, presence_penalty=0.001)
     logits = torch.tensor([[8.0, 1.0]], dtype=torch.bfloat16)
-    assert adjust(logits, [sequence(params, [1], [0])], 2)[0, 0].item() == pytest.approx(7.999)
+    assert adjust(logits, Asked.next([sequence(params, [1], [0])]), 2)[0, 0].item() == pytest.approx(7.999)
 
 
 def test_a_row_that_is_not_finite_stays_so() -> None:
     params = SamplingParams(max_tokens=1, min_p=0.1, repetition_penalty=1.5)
-    assert adjust(torch.full((1, 4), math.nan), [sequence(params, [1], [])], 4).isnan().all()
+    assert adjust(torch.full((1, 4), math.nan), Asked.next([sequence(params, [1], [])]), 4).isnan().all()

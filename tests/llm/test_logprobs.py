@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from llm.logprobs import measure
+from llm.sampler.logprobs import measure
 
 LOGITS = torch.randn(4, 12, generator=torch.Generator().manual_seed(3)) * 5
 

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from llm.batch import Batch, Chunk
 from llm.config import ModelConfig, SamplingParams
 from llm.runner.native.runner import NativeRunner
 from llm.runner.native.weights import Quantization
-from llm.scheduler import Batch, Chunk
 from llm.sequence import Sequence as Tokens
 from tests.llm.native_models import (
     BLOCK,

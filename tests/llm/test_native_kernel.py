@@ -22,12 +22,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from llm.adapt.quant import GROUP, Format, QuantTensor
+from llm.batch import Batch, Chunk
 from llm.runner.native.binding import FORMATS, Matrix, load
 from llm.runner.native.build import NativeUnavailable, built_library, sanitizer_preload
 from llm.runner.native.pack import PackedMatrix, pack, unpack
 from llm.runner.native.runner import NativeRunner
 from llm.runner.native.weights import padded
-from llm.scheduler import Batch, Chunk
 from llm.sequence import Sequence as Tokens
 from tests.llm.native_models import (
     CONFIGS,

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from llm.batch import Batch, Chunk
 from llm.config import EngineConfig, SamplingParams
 from llm.engine import Engine
 from llm.generate import generate_cached, generate_naive
@@ -16,7 +17,6 @@ from llm.model import Decoder
 from llm.runner.eager import EagerRunner
 from llm.runner.native.runner import NativeRunner, kv_block_bytes
 from llm.runner.native.weights import Quantization
-from llm.scheduler import Batch, Chunk
 from llm.sequence import FinishReason, TokenEvent
 from llm.sequence import Sequence as Tokens
 from tests.llm.native_models import (

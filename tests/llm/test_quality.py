@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm.batch import Batch
 from llm.chat.template import PlainTemplate
 from llm.checkpoint import Checkpoint, open_checkpoint, save_folder
 from llm.config import COURSE_DEFAULTS, EngineConfig
@@ -32,7 +33,6 @@ from llm.quality import (
 )
 from llm.runner import Runner, StepOutput
 from llm.runner.eager import EagerRunner
-from llm.scheduler import Batch
 from llm.tokenizer import ByteTokenizer
 from tests.fakes import tiny_model
 

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm.config import SamplingParams
-from llm.sampler import INVALID, prepare, sample, sample_reference, uniform
+from llm.sampler import INVALID
+from llm.sampler.draws import prepare, sample, sample_reference, uniform
 
 PARAMS = st.builds(
     SamplingParams,

@@ -5,13 +5,15 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm.batch import Drawn
 from llm.config import EngineConfig, SamplingParams
-from llm.scheduler import Drawn, Scheduler
+from llm.scheduler import Scheduler
 from llm.sequence import Accepted, FinishReason, Sequence, TokenEvent
 
 
-def make(num_prompt: int, max_tokens: int = 4, **params: object) -> Sequence:
-    return Sequence(list(range(num_prompt)), SamplingParams(max_tokens=max_tokens, **params))  # type: ignore[arg-type]
+def make(num_prompt: int, max_tokens: int = 4, first: int = 0, **params: object) -> Sequence:
+    prompt = list(range(first, first + num_prompt))
+    return Sequence(prompt, SamplingParams(max_tokens=max_tokens, **params))  # type: ignore[arg-type]
 
 
 def config(**overrides: int) -> EngineConfig:
@@ -139,7 +141,7 @@ def test_random_traffic_ends_every_sequence_exactly_once(seed: int, num_blocks: 
 
 def test_a_preempted_sequence_goes_ahead_of_those_that_came_later() -> None:
     scheduler = Scheduler(config(num_blocks=8, max_num_batched_tokens=32, max_num_seqs=2))
-    first, second, third = (make(12, max_tokens=16) for _ in range(3))
+    first, second, third = (make(12, max_tokens=16, first=100 * i) for i in range(3))
     for sequence in (first, second, third):
         scheduler.add(sequence)
     while not scheduler.num_preemptions:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from llm.batch import Batch
 from llm.choice import TextDelta
 from llm.config import SamplingParams
 from llm.errors import (
@@ -24,19 +25,18 @@ from llm.errors import (
 )
 from llm.mailbox import EVENTS_PER_SEQUENCE
 from llm.runner import StepOutput
-from llm.scheduler import Batch
-from llm.sequence import FinishReason
+from llm.sequence import FinishReason, Status, TokenEvent
 from llm.sequence import Sequence as TokenSequence
 from llm.terms import Terms
 from llm.text import TextModel
-from tests.fakes import tiny_model, tiny_text_model
+from tests.fakes import one_by_one, tiny_model, tiny_text_model
 
 GREEDY = SamplingParams(max_tokens=12, temperature=0.0)
 
 
 async def whole(model: TextModel, params: SamplingParams, n: int = 1) -> dict[int, str]:
     texts = dict.fromkeys(range(n), "")
-    async for delta in model.stream([65, 66], params, n):
+    async for delta in one_by_one(model.stream([65, 66], params, n)):
         texts[delta.choice] += delta.text
     return texts
 
@@ -135,7 +135,7 @@ def test_an_engine_whose_thread_ended_gets_no_requests_while_another_lives() -> 
         model.engines[0].stop()
         await asyncio.gather(*(whole(model, GREEDY) for _ in range(3)))
         await model.close()
-        return [engine.num_tokens for engine in model.engines]
+        return [engine.stats().num_tokens for engine in model.engines]
 
     assert asyncio.run(ask()) == [0, 36]
 
@@ -175,13 +175,13 @@ def test_a_stop_string_ends_the_sequence_in_the_engine_too() -> None:
         model = tiny_text_model(tiny_model(num_positions=8192), max_model_len=8192)
         model.start()
         params = SamplingParams(max_tokens=8000, temperature=0.0)
-        stream = model.stream([65, 66], params, strip=False)
+        stream = one_by_one(model.stream([65, 66], params, strip=False))
         said = ""
         while not said:
             said = (await anext(stream)).text
         await stream.aclose()
         stopping = SamplingParams(max_tokens=8000, temperature=0.0, stop=(said[0],))
-        last = [delta async for delta in model.stream([65, 66], stopping, strip=False)][-1]
+        last = [delta async for delta in one_by_one(model.stream([65, 66], stopping, strip=False))][-1]
         assert (last.text, last.finish) == ("", FinishReason.STOP)
         while model.stats()[0].num_running:
             await asyncio.sleep(0)
@@ -209,24 +209,26 @@ class Diary:
 
 
 def test_an_observer_hears_of_every_delta_and_of_one_end() -> None:
-    async def watched(leave: bool) -> list[str]:
-        model, diary = tiny_text_model(), Diary()
+    async def watched(leave: bool) -> tuple[list[str], int]:
+        model, diary, num_read = tiny_text_model(), Diary(), 0
         model.start()
         stream = model.stream([65], replace(GREEDY, max_tokens=3), 2, terms=Terms(observer=diary))
         async with aclosing(stream):
-            async for _ in stream:
+            async for deltas in stream:
+                num_read += len(deltas)
                 if leave:
                     break
         vector = Diary()
         await model.embed([65], terms=Terms(observer=vector))
         assert vector.notes == ["submitted 1", "ended NoneType"]
         await model.close()
-        return diary.notes
+        return diary.notes, num_read
 
-    whole = asyncio.run(watched(leave=False))
-    assert whole[0] == "submitted 2" and whole[-1] == "ended NoneType"
+    whole, num_read = asyncio.run(watched(leave=False))
+    assert whole[0] == "submitted 2" and whole[-1] == "ended NoneType" and num_read == 6
     assert sorted(whole[1:-1]) == ["0:length", "1:length", *["token"] * 4]
-    assert asyncio.run(watched(leave=True)) == ["submitted 2", "token", "ended GeneratorExit"]
+    left, num_read = asyncio.run(watched(leave=True))
+    assert left[0] == "submitted 2" and left[-1] == "ended GeneratorExit" and len(left) == 2 + num_read
 
 
 def test_an_observer_hears_of_a_request_that_came_too_late() -> None:
@@ -299,7 +301,7 @@ def test_a_reply_that_nobody_takes_is_ended_and_the_engine_goes_on() -> None:
     async def neglect() -> None:
         model = tiny_text_model(tiny_model(num_positions=4096), max_model_len=4096)
         model.start()
-        neglected = model.stream([65], replace(GREEDY, max_tokens=4000))
+        neglected = one_by_one(model.stream([65], replace(GREEDY, max_tokens=4000)))
         await anext(neglected)
         while model.stats()[0].num_tokens < EVENTS_PER_SEQUENCE + 10:
             await asyncio.sleep(0)
@@ -350,3 +352,54 @@ def test_warming_up_draws_a_token_on_every_engine_and_fails_where_one_cannot() -
             await model.warm_up()
 
     asyncio.run(warm())
+
+
+def scripted(*steps: list[TokenEvent]) -> TextModel:
+    """A text model whose engine says these steps of the next sequence, all before the loop looks."""
+    model = tiny_text_model()
+    (engine,) = model.engines
+
+    def submit(sequence: TokenSequence) -> None:
+        for events in steps:
+            engine.emit([replace(event, sequence_id=sequence.id) for event in events])
+        sequence.status = Status.FINISHED
+
+    engine.submit = submit  # type: ignore[method-assign]
+    return model
+
+
+def test_steps_that_wait_are_handed_over_by_one_call_and_read_together() -> None:
+    async def read() -> tuple[list[list[str]], int]:
+        model = scripted(*[[TokenEvent(0, 65 + i)] for i in range(3)], [TokenEvent(0, 68, FinishReason.STOP)])
+        model.start()
+        calls = 0
+        loop = asyncio.get_running_loop()
+        call = loop.call_soon_threadsafe
+
+        def count(callback: Any, *args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += callback == model._dispatch
+            return call(callback, *args, **kwargs)
+
+        loop.call_soon_threadsafe = count  # type: ignore[method-assign, assignment]
+        lists = [[delta.text for delta in deltas] async for deltas in model.stream([65], GREEDY)]
+        loop.call_soon_threadsafe = call  # type: ignore[method-assign]
+        await model.close()
+        return lists, calls
+
+    assert asyncio.run(read()) == ([["A", "B", "C", "D"]], 1)
+
+
+def test_what_came_before_an_error_is_read_before_it() -> None:
+    async def read() -> list[str]:
+        failed = TokenEvent(0, None, FinishReason.ERROR, StepFailed("no luck"))
+        model = scripted([TokenEvent(0, 65)], [TokenEvent(0, 66)], [failed])
+        model.start()
+        texts = []
+        with pytest.raises(StepFailed, match="no luck"):
+            async for deltas in model.stream([65], GREEDY):
+                texts += [delta.text for delta in deltas]
+        await model.close()
+        return texts
+
+    assert asyncio.run(read()) == ["A", "B"]

@@ -73,28 +73,31 @@ def test_a_replacement_stands_where_the_other_stood() -> None:
     st.lists(st.tuples(st.sampled_from(["add", "add", "pop", "leave"]), st.integers(0, 50)), max_size=60),
 )
 def test_any_coming_and_going_is_a_rota_of_lists(steps: list[tuple[str, int]]) -> None:
-    """Against the obvious way: a list of clients, each with a list; the first client is next."""
-    line, rota = WaitingLine(), list[tuple[str, list[Sequence]]]()
+    """Against the obvious way: for each priority a list of clients, each with a list; the first is next."""
+    line, rotas = WaitingLine(), dict[int, list[tuple[str, list[Sequence]]]]()
     for action, number in steps:
-        waiting = [one for _, own in rota for one in own]
+        waiting = [one for rota in rotas.values() for _, own in rota for one in own]
         if action == "add" or not waiting:
-            client = "abc"[number % 3]
-            line.add(one := sequence(client))
+            client, priority = "abc"[number % 3], number % 4
+            line.add(one := sequence(client, priority))
+            rota = rotas.setdefault(priority, [])
             own = next((own for name, own in rota if name == client), None)
             if own is None:
                 rota.append((client, [one]))
             else:
                 own.append(one)
         elif action == "pop":
+            rota = rotas[min(rotas)]
             client, own = rota.pop(0)
+            assert line.first() is own[0]
             assert line.pop() is own.pop(0)
             if own:
                 rota.append((client, own))
         else:
             one = waiting[number % len(waiting)]
             line.remove(one)
-            for _, own in rota:
-                if one in own:
-                    own.remove(one)
-            rota = [(client, own) for client, own in rota if own]
-        assert {one.id for one in line} == {one.id for _, own in rota for one in own}
+            rota = rotas[one.priority]
+            next(own for _, own in rota if one in own).remove(one)
+            rotas[one.priority] = [(client, own) for client, own in rota if own]
+        rotas = {priority: rota for priority, rota in rotas.items() if rota}
+        assert {one.id for one in line} == {one.id for r in rotas.values() for _, own in r for one in own}

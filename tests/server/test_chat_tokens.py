@@ -97,7 +97,8 @@ def test_streamed_is_whole(form: str, n: int, seed: int, stop: list[str], top: i
         "top_logprobs": top,
         "return_token_ids": True,
     }
-    whole, streamed = asked(body, {**body, "stream": True, "stream_options": {"include_usage": True}})
+    alone = {**body, "cache_salt": "another"}  # so that its usage says nothing of the first one's prompt
+    whole, streamed = asked(body, {**alone, "stream": True, "stream_options": {"include_usage": True}})
     choices = whole.json["choices"]
     assert joined(streamed, n) == [
         {

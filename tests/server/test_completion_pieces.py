@@ -12,7 +12,7 @@ from llm.choice import ReplyToken, TextDelta
 from llm.sequence import FinishReason
 from llm.tokenizer import ByteTokenizer
 from server.api.completion_pieces import MAX_WAITING, Piece, PromptReplies, Shown, merge
-from tests.fakes import Gate, scripted_logprob
+from tests.fakes import Gate, one_by_one, scripted_logprob
 
 STOP, LENGTH = FinishReason.STOP, FinishReason.LENGTH
 
@@ -23,7 +23,7 @@ class Source:
     def __init__(self) -> None:
         self.num_open = 0
 
-    async def stream(self, *steps: TextDelta | Gate | Exception) -> AsyncGenerator[TextDelta, None]:
+    async def stream(self, *steps: TextDelta | Gate | Exception) -> AsyncGenerator[list[TextDelta], None]:
         self.num_open += 1
         try:
             for step in steps:
@@ -32,7 +32,7 @@ class Source:
                 elif isinstance(step, Exception):
                     raise step
                 else:
-                    yield step
+                    yield [step]
         finally:
             self.num_open -= 1
 
@@ -46,7 +46,7 @@ def test_choices_are_renumbered_and_each_keeps_its_order() -> None:
         source = Source()
         one = source.stream(said(0, "a"), said(1, "b"), said(0, "c", STOP), said(1, "d", STOP))
         two = source.stream(said(1, "e", LENGTH), said(0, "f", STOP))
-        got = [delta async for delta in merge([one, two], 2)]
+        got = [delta async for delta in one_by_one(merge([one, two], 2))]
         assert source.num_open == 0
         return got
 
@@ -60,7 +60,8 @@ def test_choices_are_renumbered_and_each_keeps_its_order() -> None:
 def test_a_prompt_that_waits_holds_up_nobody() -> None:
     async def run() -> str:
         source, gate = Source(), Gate()
-        merged = merge([source.stream(gate, said(0, "late")), source.stream(*[said(0, "x")] * 50)], 1)
+        streams = [source.stream(gate, said(0, "late")), source.stream(*[said(0, "x")] * 50)]
+        merged = one_by_one(merge(streams, 1))
         early = [await anext(merged) for _ in range(50)]
         gate.open()
         rest = [delta async for delta in merged]

@@ -17,6 +17,7 @@ from llm.tokenizer import ByteTokenizer
 from server.api.completion_pieces import Piece, Shown
 from server.api.completion_stream import ChunkWriter, Completions, Report, chunks, complete
 from server.api.reply import ReplyHead
+from tests.fakes import one_by_one
 
 HEAD = ReplyHead('model "x"', "fp", id="cmpl-1")
 PROMPT = [104, 105]
@@ -29,14 +30,14 @@ def completions(
     return Completions([PROMPT] * num_prompts, ByteTokenizer(), shown or Shown(), report or Report())
 
 
-async def source(*deltas: TextDelta) -> AsyncGenerator[TextDelta, None]:
+async def source(*deltas: TextDelta) -> AsyncGenerator[list[TextDelta], None]:
     for delta in deltas:
-        yield delta
+        yield [delta]
 
 
 def streamed(of: Completions, *deltas: TextDelta) -> list[dict[str, Any]]:
     async def collect() -> list[bytes]:
-        return [chunk async for chunk in chunks(source(*deltas), HEAD, of)]
+        return [chunk async for chunk in one_by_one(chunks(source(*deltas), ChunkWriter(HEAD, of)))]
 
     return [json.loads(chunk) for chunk in asyncio.run(collect())]
 
@@ -44,7 +45,7 @@ def streamed(of: Completions, *deltas: TextDelta) -> list[dict[str, Any]]:
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
 @example("a\u2028b\u2029c\x85d\ne\rf")
 def test_any_text_survives_on_a_single_line(text: str) -> None:
-    raw = ChunkWriter(HEAD, completions()).write(Piece(3, text))
+    raw = ChunkWriter(HEAD, completions()).chunk(Piece(3, text))
     assert len(raw.decode().splitlines()) == 1
     assert json.loads(raw)["choices"] == [{"index": 3, "text": text, "logprobs": None, "finish_reason": None}]
 
@@ -115,12 +116,12 @@ def test_ids_of_the_prompt_come_first_and_once() -> None:
 
 
 def test_nothing_leaves_before_the_first_delta_and_an_error_is_the_readers() -> None:
-    async def failing() -> AsyncGenerator[TextDelta, None]:
+    async def failing() -> AsyncGenerator[list[TextDelta], None]:
         raise ValueError("before any token")
         yield
 
     async def first() -> None:
-        await anext(chunks(failing(), HEAD, completions(Shown(echo=True))))
+        await anext(chunks(failing(), ChunkWriter(HEAD, completions(Shown(echo=True)))))
 
     with pytest.raises(ValueError, match="before any token"):
         asyncio.run(first())

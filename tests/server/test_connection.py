@@ -28,7 +28,8 @@ from starlette.requests import ClientDisconnect, Request
 from uvicorn.protocols.http import h11_impl
 from uvicorn.server import ServerState
 
-from server.connection import MAX_HEAD_FIELDS, Connection, _Door, connection_class, make_room
+from server.connection import Connection, _Door, connection_class, make_room
+from server.parser import MAX_HEAD_FIELDS
 from server.settings import Settings
 from tests.fakes import Gate, ScriptedModel
 from tests.server.wire import CHAT, HELLO, Answer, app_of, live

@@ -16,8 +16,8 @@ import openai
 import pytest
 from torch import Tensor
 
+from llm.batch import Batch
 from llm.checkpoint import save_state_dict
-from llm.scheduler import Batch
 from server.settings import load_settings
 from server.startup import load
 from tests.fakes import Gate, ScriptedModel, tiny_model, tiny_text_model

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import logging
 import os
 import signal
@@ -14,12 +16,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 
-from server.__main__ import begin_listening, listen_on, main, run, sigterm_exits_at_once
+from server.__main__ import DrainingServer, begin_listening, listen_on, main, run, sigterm_exits_at_once
 from server.logs import log_config
 from server.settings import Settings
 from tests.fakes import ScriptedModel
-from tests.server.wire import CHAT, HELLO
+from tests.server.wire import CHAT, HELLO, app_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -175,3 +178,20 @@ def test_a_second_signal_exits_at_once() -> None:
             pass
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 128 + signal.SIGTERM
+
+
+def test_what_was_loaded_is_left_alone_by_the_collector_from_the_first_token_on() -> None:
+    app = app_of()
+
+    async def announce() -> None:
+        server = DrainingServer(uvicorn.Config(app, log_config=None), Settings(), app, "http://x")
+        server.life.begin(None, lambda model: None)
+        await server._announce()
+        await server.life.close()
+
+    before = gc.get_freeze_count()
+    try:
+        asyncio.run(announce())
+        assert gc.get_freeze_count() > before
+    finally:
+        gc.unfreeze()

@@ -12,13 +12,16 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
 from llm.engine import EngineStats
 from llm.errors import StepFailed
 from server.app import create_app
-from server.metrics import FINISHES, PHASES, REJECTIONS, Metrics
+from server.metrics import BETWEEN_TOKENS, FINISHES, PHASES, REJECTIONS, Metrics
 from server.settings import Settings
 from tests.fakes import Gate, ScriptedModel, tiny_text_model
 from tests.server.wire import CHAT, HELLO, Connection, app_of, ask, call
@@ -28,7 +31,7 @@ DASHBOARD = Path(__file__).parents[2] / "deploy/grafana.json"
 TEXT = "/v1/completions"
 EMBEDDINGS = "/v1/embeddings"
 STREAM = {"stream": True, "stream_options": {"include_usage": True}}
-ENGINE = EngineStats("cpu", 3, 5, 2, 8, 11, 13, 17, 19, 0.25, True)
+ENGINE = EngineStats("cpu", 3, 5, 2, 8, 11, 13, 17, 19, 0.25, True, 1, 29, 23)
 
 Samples = dict[str, float]
 
@@ -252,6 +255,22 @@ def test_a_full_server_counts_whom_it_turns_away() -> None:
     assert of(found, "http_requests_total", method="POST", route=CHAT, status="200") == 2
 
 
+@given(st.lists(st.one_of(st.sampled_from([0.0, *BETWEEN_TOKENS]), st.floats(0, 1e6)), max_size=30))
+def test_gaps_are_counted_as_the_library_would(gaps: list[float]) -> None:
+    metrics, registry = Metrics(), CollectorRegistry()
+    library = Histogram("gaps", "The slow twin.", buckets=BETWEEN_TOKENS, registry=registry)
+    metrics.started("tiny", 1, 0.0)  # before its first token a model has its series, too
+    for gap in gaps:
+        metrics.token("tiny", gap)
+        library.observe(gap)
+    ours = samples(metrics.render()[0].decode())
+    for family in registry.collect():
+        for sample in family.samples:
+            name = sample.name.replace("gaps", "inter_token_latency_seconds")
+            assert of(ours, name, **{**sample.labels, "model_name": "tiny"}) == pytest.approx(sample.value)
+    assert of(ours, "generation_tokens_total", model_name="tiny") == len(gaps)
+
+
 def test_engines_are_numbered_within_their_model() -> None:
     class Twins(ScriptedModel):
         def stats(self) -> list[EngineStats]:
@@ -266,6 +285,8 @@ def test_engines_are_numbered_within_their_model() -> None:
     assert [of(found, name, **first) for name in told] == [5, 0.75, 8, 0.25]
     counted = ("engine_steps", "engine_generation_tokens", "engine_prompt_tokens", "num_preemptions")
     assert [of(found, f"{name}_total", **first) for name in counted] == [11, 13, 17, 19]
+    looked_up = ("prefix_cache_queries", "prefix_cache_hits")
+    assert [of(found, f"{name}_total", **first) for name in looked_up] == [29, 23]
     assert of(found, "num_requests_running", model_name="only", engine="0", device="cpu") == 0
 
 

@@ -45,8 +45,8 @@ async def test_the_first_chunk_leaves_before_the_second_exists() -> None:
     gate = Gate()
     async with connect(ScriptedModel("first", gate, "second")).running() as connection:
         assert (await connection.next())["type"] == "http.response.start"  # type: ignore[index]
-        assert b'"role"' in (await connection.next())["body"]  # type: ignore[index]
-        assert b'"first"' in (await connection.next())["body"]  # type: ignore[index]
+        body = (await connection.next())["body"]  # type: ignore[index]
+        assert body.index(b'"role"') < body.index(b'"first"'), "in one write"
         gate.open()
         assert b'"second"' in (await connection.next())["body"]  # type: ignore[index]
 
@@ -127,7 +127,7 @@ async def test_an_error_while_only_comments_were_sent_is_a_frame() -> None:
 async def test_a_client_that_leaves_midway_ends_its_reply() -> None:
     model = ScriptedModel("first", Gate(), "never")
     async with connect(model).running() as connection:
-        for _ in range(3):
+        for _ in range(2):
             await connection.next()
         assert model.num_open == 1
         connection.close()
@@ -201,3 +201,54 @@ def test_a_reply_that_ends_is_no_abort() -> None:
         model = ScriptedModel()
         call(app_of(model), CHAT, {**HELLO, "stream": stream})
         assert (model.num_open, model.num_aborted) == (0, 0)
+
+
+@wired
+async def test_a_silence_between_tokens_is_filled_and_one_clock_ends_with_its_stream() -> None:
+    gate = Gate()
+    async with connect(ScriptedModel("first", gate, "late"), keep_alive_interval=0.01).running() as c:
+        assert (await c.next())["status"] == 200  # type: ignore[index]
+        assert b'"first"' in (await c.next())["body"]  # type: ignore[index]
+        for _ in range(2):
+            assert (await c.next())["body"] == PING  # type: ignore[index]
+        gate.open()
+        frames = b""
+        while (message := await c.next()) is not None:
+            frames += message["body"]
+    assert frames.replace(PING, b"").startswith(b"data: {") and frames.endswith(b"data: [DONE]\n\n")
+    timers = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
+    assert not [timer for timer in timers if not timer.cancelled() and "_watch" in repr(timer)]
+
+
+@wired
+async def test_a_comment_that_does_not_get_through_tells_of_a_client_that_stopped_reading() -> None:
+    model = ScriptedModel("first", Gate(), "never")
+    connection = connect(model, send_timeout=0.05, keep_alive_interval=0.01)
+    forever = asyncio.Event()
+
+    async def stalled(message: object) -> None:
+        if message.get("body") == PING:  # type: ignore[attr-defined]
+            await forever.wait()
+
+    await connection.app(connection.scope, connection.incoming.get, stalled)  # type: ignore[arg-type]
+    assert (model.num_open, model.num_aborted) == (0, 1)
+
+
+@pytest.mark.parametrize("lead", range(-12, 13))
+def test_a_goodbye_at_the_very_end_is_no_error(lead: int) -> None:
+    """However the two meet: as many turns of the loop before or after the last token came."""
+
+    async def meet() -> list[object]:
+        complaints: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+        gate = Gate()
+        async with connect(ScriptedModel("first", gate, "last")).running() as connection:
+            for _ in range(2):
+                await connection.next()
+            for act in (gate.open, connection.close) if lead < 0 else (connection.close, gate.open):
+                act()
+                for _ in range(abs(lead)):
+                    await asyncio.sleep(0)
+        return complaints
+
+    assert asyncio.run(asyncio.wait_for(meet(), 60)) == []

@@ -10,7 +10,18 @@ Arrays are handed over by address, so whoever passes one keeps it alive; `Kernel
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, Structure, byref, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
+from ctypes import (
+    POINTER,
+    Structure,
+    byref,
+    c_char_p,
+    c_double,
+    c_float,
+    c_int32,
+    c_int64,
+    c_uint64,
+    c_void_p,
+)
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -102,10 +113,70 @@ class Step(Structure):
     ]
 
 
+class Sampling(Structure):
+    _fields_: ClassVar[list[tuple[str, Any]]] = [
+        ("seed", c_uint64),
+        ("temperature", c_double),
+        ("top_p", c_double),
+        ("frequency", c_double),
+        ("presence", c_double),
+        ("repetition", c_float),
+        ("min_p", c_float),
+        ("choice", c_int32),
+        ("top_k", c_int32),
+        ("num_seen", c_int32),
+        ("num_biased", c_int32),
+        ("num_ends", c_int32),
+        ("min_tokens", c_int32),
+        ("seen", c_void_p),
+        ("counts", c_void_p),
+        ("biased", c_void_p),
+        ("amounts", c_void_p),
+        ("ends", c_void_p),
+    ]
+
+
+class Draws(Structure):
+    _fields_: ClassVar[list[tuple[str, Any]]] = [
+        ("num_rows", c_int32),
+        ("vocab_size", c_int32),
+        ("stride", c_int32),
+        ("mask_bytes", c_int32),
+        ("logits", c_void_p),
+        ("rows", c_void_p),
+        ("positions", c_void_p),
+        ("samplings", POINTER(Sampling)),
+        ("mask_rows", c_void_p),
+        ("masks", c_void_p),
+        ("tokens", c_void_p),
+    ]
+
+
+class Questions(Structure):
+    _fields_: ClassVar[list[tuple[str, Any]]] = [
+        ("num_rows", c_int32),
+        ("vocab_size", c_int32),
+        ("stride", c_int32),
+        ("width", c_int32),
+        ("logits", c_void_p),
+        ("rows", c_void_p),
+        ("tokens", c_void_p),
+        ("num_top", c_void_p),
+        ("ranks", c_void_p),
+        ("values", c_void_p),
+        ("top_ids", c_void_p),
+        ("top_values", c_void_p),
+    ]
+
+
 _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "kernel_new": (c_void_p, [POINTER(Model), POINTER(Cache), c_int32, c_int32]),
     "kernel_free": (None, [c_void_p]),
     "kernel_step": (None, [c_void_p, POINTER(Step)]),
+    "kernel_draw": (None, [c_void_p, POINTER(Draws)]),
+    "kernel_measure": (None, [c_void_p, POINTER(Questions)]),
+    "kernel_adjust": (None, [POINTER(Draws), c_int32, c_void_p]),
+    "kernel_weigh": (None, [c_void_p, c_int32, c_double, c_double, c_void_p]),
     "kernel_copy_blocks": (None, [c_void_p, c_void_p, c_int32]),
     "kernel_matmul": (None, [POINTER(Matrix), c_void_p, c_int32, c_void_p]),
     "kernel_read_rate": (c_double, [c_void_p, c_void_p, c_int64, c_int32]),
@@ -162,8 +233,16 @@ class Kernel:
     def step(self, step: Step) -> None:
         self._library.kernel_step(self._pointer, byref(step))
 
+    def draw(self, draws: Draws) -> None:
+        """Fill in the tokens."""
+        self._library.kernel_draw(self._pointer, byref(draws))
+
+    def measure(self, questions: Questions) -> None:
+        """Fill in values, ranks and the best."""
+        self._library.kernel_measure(self._pointer, byref(questions))
+
     def copy_blocks(self, pairs: NDArray[np.int32]) -> None:
-        """Contents of blocks to others: (n, 2), from and to; no target is another's source."""
+        """Contents of blocks to others, one after the other: (n, 2), from and to."""
         self._library.kernel_copy_blocks(self._pointer, pairs.ctypes.data, len(pairs))
 
     def read_rate(self, num_bytes: int = 256 << 20, repeats: int = 7) -> float:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llm.adapt.quant import QuantTensor
+from llm.batch import Batch
 from llm.config import EngineConfig, ModelConfig
 from llm.errors import OptionError
 from llm.hardware import usable_memory
@@ -26,8 +27,8 @@ from llm.runner import StepOutput
 from llm.runner.native.binding import BLOCK_TOKENS, Cache, Kernel, Step, load
 from llm.runner.native.build import built_library
 from llm.runner.native.memory import Memory
+from llm.runner.native.sampler import NativeSampler
 from llm.runner.native.weights import ModelWeights, Quantization
-from llm.scheduler import Batch
 
 
 class NativeRunner:
@@ -48,6 +49,7 @@ class NativeRunner:
         read_bytes: of those that every step reads from end to end.
         formats: how many weights are in each format.
         kernel: for measurements.
+        sampler: draws from its logits, on the same threads.
 
     Raises:
         NativeUnavailable: no library for this machine.
@@ -86,6 +88,7 @@ class NativeRunner:
             num_threads=num_threads,
             max_rows=config.max_num_batched_tokens,
         )
+        self.sampler = NativeSampler(self.kernel)
         self._staging = Staging(model, config)
 
     @property
@@ -102,7 +105,7 @@ class NativeRunner:
             self.kernel.copy_blocks(np.array(batch.copies, np.int32))
         logits, hidden = self._staging.fill(batch)
         self.kernel.step(self._staging.step)
-        return StepOutput(torch.from_numpy(logits), torch.from_numpy(hidden))
+        return StepOutput(torch.from_numpy(logits), torch.from_numpy(hidden), self.sampler)
 
 
 class Staging:
@@ -116,7 +119,8 @@ class Staging:
         self.tables = np.zeros((most, config.blocks_per_sequence), np.int32)
         self.logits = np.empty((0, model.vocab_size), np.float32)
         self.hidden = np.empty((0, model.width), np.float32)
-        self._listed: list[list[int]] = [[] for _ in range(most)]  # what stands in a row of tables
+        self._listed: list[list[int]] = [[] for _ in range(most)]  # what a row of tables was written from
+        self._num_listed = [0] * most
         self.step = Step(
             table_width=config.blocks_per_sequence,
             tokens=self.tokens.ctypes.data,
@@ -139,12 +143,15 @@ class Staging:
         embedding: list[int] = []
         starts = [0]
         for index, chunk in enumerate(chunks):
-            tokens += chunk.sequence.tokens(chunk.start, chunk.stop)
-            positions += range(chunk.start, chunk.stop)
+            sequence, start, stop = chunk.sequence, chunk.start, chunk.start + chunk.length
+            tokens += sequence.tokens(start, stop)
+            tokens += chunk.draft
+            stop += len(chunk.draft)
+            positions += range(start, stop)
             starts.append(len(tokens))
-            if chunk.sequence.embeds:
+            if sequence.embeds:
                 embedding += range(starts[-2], starts[-1])
-            self._list(index, chunk.sequence.block_ids[: -(-chunk.stop // BLOCK_TOKENS)])
+            self._list(index, sequence.block_ids, -(-stop // BLOCK_TOKENS))
         if not 0 <= min(tokens) <= max(tokens) < self._vocab_size:
             raise IndexError(f"token ids {min(tokens)} to {max(tokens)} of {self._vocab_size}")
         for array, values in (
@@ -160,13 +167,16 @@ class Staging:
         self.step.num_logits, self.step.num_hidden = len(batch.rows), len(embedding)
         return self.logits[: len(batch.rows)], self.hidden[: len(embedding)]
 
-    def _list(self, index: int, block_ids: list[int]) -> None:
-        """A sequence's blocks into a row of tables. A decoder's are nearly always what stands there already,
-        and lists are compared ten times as fast as they are copied.
+    def _list(self, index: int, block_ids: list[int], count: int) -> None:
+        """A sequence's first blocks into a row of tables. A decoder's are nearly always what stands there
+        already: a list of blocks only grows, so what is new is behind what was written from the same list.
         """
-        if self._listed[index] != block_ids:
-            self._listed[index] = block_ids
-            self.tables[index, : len(block_ids)] = block_ids
+        if self._listed[index] is not block_ids:
+            self._listed[index], self._num_listed[index] = block_ids, 0
+        written = self._num_listed[index]
+        if written < count:
+            self.tables[index, written:count] = block_ids[written:count]
+            self._num_listed[index] = count
 
     def _make_room(self, num_logits: int, num_hidden: int) -> None:
         """Larger buffers where these are too small; memory that was written before costs no page faults."""

@@ -68,6 +68,51 @@ typedef struct {
     float *hidden;              /* (E, C) out: after the final norm */
 } Step;
 
+/* How a reply's tokens are drawn; llm/config.py says what the numbers mean. */
+typedef struct {
+    uint64_t seed;
+    double temperature;         /* 0: greedy */
+    double top_p;               /* 1: all */
+    double frequency, presence; /* 0: none */
+    float repetition;           /* 1: none */
+    float min_p;                /* temperature · ln(min_p), which the largest may exceed others by; -inf: no matter */
+    int32_t choice;
+    int32_t top_k;              /* 0: all */
+    int32_t num_seen, num_biased, num_ends;
+    int32_t min_tokens;
+    const int32_t *seen, *counts; /* (num_seen,) ids of prompt and reply, each once; how often the reply has each */
+    const int32_t *biased;        /* (num_biased,) */
+    const float *amounts;         /* (num_biased,) added to those */
+    const int32_t *ends;          /* (num_ends,) forbidden before position min_tokens */
+} Sampling;
+
+/* Rows that draw a token each. Several may look at the same logits. */
+typedef struct {
+    int32_t num_rows, vocab_size; /* vocab_size: ids that may be drawn, at most `stride` */
+    int32_t stride, mask_bytes;
+    const float *logits;       /* (., stride) */
+    const int32_t *rows;       /* (M,) of the logits */
+    const int32_t *positions;  /* (M,) of the token in its reply */
+    const Sampling *samplings; /* (M,) */
+    const int32_t *mask_rows;  /* (M,) of the masks, -1 where everything is allowed */
+    const uint8_t *masks;      /* (., mask_bytes) bit k of a row: id k is allowed; whole words of 32 bits */
+    int32_t *tokens;           /* (M,) out: -1 where the logits are no numbers, or allow none */
+} Draws;
+
+/* Rows of which one token's log probability is asked, and the best tokens'. */
+typedef struct {
+    int32_t num_rows, vocab_size;
+    int32_t stride, width;
+    const float *logits;    /* (., stride) */
+    const int32_t *rows;    /* (A,) of the logits */
+    const int32_t *tokens;  /* (A,) */
+    const int32_t *num_top; /* (A,) at most `width` */
+    int32_t *ranks;         /* (A,) out: 1 for the best; 0 where logits are no numbers, or too few above -inf */
+    float *values;          /* (A,) out */
+    int32_t *top_ids;       /* (A, width) out, the best first */
+    float *top_values;      /* (A, width) out */
+} Questions;
+
 typedef struct Kernel Kernel;
 
 /* Workspace for steps of at most `max_rows` rows on `num_threads` threads, the caller's included; the others
@@ -78,12 +123,20 @@ void kernel_free(Kernel *kernel);
 /* Computes every row, writes its keys and values, and fills logits and hidden. One step at a time. */
 void kernel_step(Kernel *kernel, const Step *step);
 
+/* Draws tokens, and answers questions; each row's answer hangs on nothing but that row. */
+void kernel_draw(Kernel *kernel, const Draws *draws);
+void kernel_measure(Kernel *kernel, const Questions *questions);
+
 /* Contents of KV blocks to others, all layers: pairs (from, to). Sources are read before a target that is
  * also a source is written only if the caller orders them so. */
 void kernel_copy_blocks(Kernel *kernel, const int32_t *pairs, int32_t num_pairs);
 
 /* For tests: x (T, K_in) floats → y (T, N), through the same quantisation of x as in a step. */
 void kernel_matmul(const Matrix *matrix, const float *x, int32_t num_rows, float *y);
+
+/* For tests: what row i of the draws is drawn from, before min-p (vocab_size,); and the weights of draw.h. */
+void kernel_adjust(const Draws *draws, int32_t i, float *adjusted);
+void kernel_weigh(const float *x, int32_t num, double top, double inverse, double *weights);
 
 /* Ceilings; both run on all threads of the kernel and return the best of `repeats` runs. */
 double kernel_read_rate(Kernel *kernel, const void *data, int64_t num_bytes, int32_t repeats); /* bytes/s */

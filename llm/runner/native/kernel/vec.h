@@ -11,6 +11,8 @@
  *     sum top                                                          over the lanes: the sum, the largest
  *     largest(a, b)                                                    magnitude of all 32; NaN if there is one
  *     window(v, lo, hi, other)                                         lanes outside [lo, hi) replaced
+ *     ge(a, b)                                                         bit i: lane i of a is at least b's
+ *     keep(v, bits, other)                                             lanes whose bit is 0 replaced
  */
 #pragma once
 #include <stdint.h>
@@ -50,6 +52,8 @@ INLINE vec v_scale2(vec a, vec n) {
 INLINE vec v_window(vec v, int lo, int hi, float other) {
     return _mm512_mask_mov_ps(_mm512_set1_ps(other), lanes(hi) & (__mmask16)~lanes(lo), v);
 }
+INLINE uint32_t v_ge(vec a, vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+INLINE vec v_keep(vec v, uint32_t bits, float other) { return _mm512_mask_mov_ps(_mm512_set1_ps(other), (__mmask16)bits, v); }
 INLINE __m256i sizes(vec a, vec b) { /* magnitudes as whole numbers, which order alike and put NaN above all */
     __m512i most = _mm512_max_epi32(_mm512_castps_si512(v_abs(a)), _mm512_castps_si512(v_abs(b)));
     return _mm256_max_epi32(_mm512_castsi512_si256(most), _mm512_extracti64x4_epi64(most, 1));
@@ -111,6 +115,18 @@ INLINE __m256 window_half(__m256 v, int first, int lo, int hi, float other) {
 INLINE vec v_window(vec v, int lo, int hi, float other) {
     return v_make(window_half(v.a, 0, lo, hi, other), window_half(v.b, 8, lo, hi, other));
 }
+INLINE uint32_t v_ge(vec x, vec y) {
+    return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(x.a, y.a, _CMP_GE_OQ)) |
+           (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(x.b, y.b, _CMP_GE_OQ)) << 8;
+}
+INLINE __m256 keep_half(__m256 v, uint32_t bits, float other) {
+    const __m256i own = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    __m256i kept = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32((int)bits), own), own);
+    return _mm256_blendv_ps(_mm256_set1_ps(other), v, _mm256_castsi256_ps(kept));
+}
+INLINE vec v_keep(vec v, uint32_t bits, float other) {
+    return v_make(keep_half(v.a, bits, other), keep_half(v.b, bits >> 8, other));
+}
 INLINE __m256i sizes(vec x, vec y) { /* magnitudes as whole numbers, which order alike and put NaN above all */
     vec a = v_abs(x), b = v_abs(y);
     return _mm256_max_epi32(_mm256_max_epi32(_mm256_castps_si256(a.a), _mm256_castps_si256(a.b)),
@@ -149,6 +165,8 @@ INLINE vec v_scale2(vec a, vec n) {
     return a;
 }
 INLINE vec v_window(vec v, int lo, int hi, float other) { EACH if (i < lo || i >= hi) v.lane[i] = other; return v; }
+INLINE uint32_t v_ge(vec a, vec b) { uint32_t bits = 0; EACH bits |= (uint32_t)(a.lane[i] >= b.lane[i]) << i; return bits; }
+INLINE vec v_keep(vec v, uint32_t bits, float other) { EACH if (!(bits >> i & 1)) v.lane[i] = other; return v; }
 
 #endif
 

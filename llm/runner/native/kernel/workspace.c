@@ -2,16 +2,20 @@
 #include "workspace.h"
 #include <stdlib.h>
 
-/* Zeros that go when the kernel goes; NULL, and the kernel is not to be used, when memory is short. */
-static void *own(Kernel *kernel, size_t bytes) {
-    const size_t size = (bytes + 63) / 64 * 64 + 64;
-    void *memory = aligned_alloc(64, size);
+/* Memory that goes when the kernel goes; NULL, and the kernel is not to be used, when memory is short. */
+static void *own_raw(Kernel *kernel, size_t bytes) {
+    void *memory = aligned_alloc(64, (bytes + 63) / 64 * 64 + 64);
     if (!memory) {
         kernel->is_short = 1;
         return NULL;
     }
-    memset(memory, 0, size);
     return kernel->owned[kernel->num_owned++] = memory;
+}
+
+/* Zeros. */
+static void *own(Kernel *kernel, size_t bytes) {
+    void *memory = own_raw(kernel, bytes);
+    return memory ? memset(memory, 0, (bytes + 63) / 64 * 64 + 64) : NULL;
 }
 
 static void *own_rows(Kernel *kernel, size_t each) { return own(kernel, kernel->max_rows * each); }
@@ -30,6 +34,8 @@ static void furnish(Kernel *kernel, int num_threads) {
     const size_t row_bytes = sizeof(float) * kernel->widest, scratch_bytes = sizeof(float) * attention_scratch(queries, model->head_dim);
     const size_t desk_bytes = round_up(row_bytes + scratch_bytes + sizeof(Query) * queries + rows_bytes(1, groups), 64) + 64;
     char *desk = own(kernel, desk_bytes * num_threads);
+    const size_t slate = (slate_bytes(model->vocab_size) + 63) / 64 * 64;
+    char *slates = own_raw(kernel, slate * num_threads); /* pages of it count once a thread draws */
     if (kernel->is_short) return;
     kernel->rows = rows_over(rows, kernel->max_rows, groups);
     for (int i = 0; i < num_threads; i++, desk += desk_bytes) {
@@ -38,6 +44,7 @@ static void furnish(Kernel *kernel, int num_threads) {
         kernel->desks[i].row = (float *)at;
         kernel->desks[i].attention = (float *)(at + row_bytes);
         kernel->desks[i].queries = (Query *)(at + row_bytes + scratch_bytes);
+        kernel->desks[i].slate = slate_over(slates + slate * i, model->vocab_size);
     }
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 #include "attention.h"
 #include "matrix.h"
+#include "order.h"
 #include "pool.h"
 
 #define PROMPT_ROWS 16 /* rows of a prompt that attend together and share the keys they read */
@@ -14,6 +15,7 @@ typedef struct {
     float *row;         /* (widest input,) */
     float *attention;   /* scratch of `attend` */
     Query *queries;
+    Slate slate;        /* to draw a row's token on */
     float sink;         /* what a measurement found, so that it is not optimised away */
 } Desk;                 /* what a thread has for itself */
 

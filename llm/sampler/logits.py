@@ -9,7 +9,7 @@
     min-p        -inf where the probability at this temperature is below min_p times the largest
 
 In this order. `adjust` does it for a batch, `adjust_reference` for one row, id by id: its oracle (the grammar
-has its own). Refuses to know how tokens are drawn (sampler.py).
+has its own). Refuses to know how tokens are drawn (draws.py).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from llm.config import SamplingParams
+from llm.sampler import Asked
 from llm.sequence import Sequence
 
 
@@ -29,9 +30,7 @@ def is_adjusted(params: SamplingParams) -> bool:
     """Whether a row with these parameters is drawn from other logits than the model's."""
     drawn = params.temperature > 0.0
     return bool(
-        params.repetition_penalty != 1.0
-        or params.frequency_penalty
-        or params.presence_penalty
+        params.has_penalties
         or params.logit_bias
         or (drawn and params.min_p)
         or (params.min_tokens and params.stop_token_ids)
@@ -39,20 +38,22 @@ def is_adjusted(params: SamplingParams) -> bool:
 
 
 @torch.inference_mode()
-def adjust(logits: Tensor, asking: Rows[Sequence], vocab_size: int, masks: Tensor | None = None) -> Tensor:
+def adjust(logits: Tensor, asked: Asked, vocab_size: int, masks: Tensor | None = None) -> Tensor:
     """The logits that tokens are drawn from.
 
     Args:
         logits: (M, V), left as they are.
-        asking: the M sequences that want a token, with prompt and reply so far.
+        asked: M sequences that want a token, with prompt and reply so far, and its position; `rows` does not
+            matter here.
         vocab_size: ids the tokenizer knows; those beyond count for nothing.
-        masks: of the sequences that follow a grammar, in order: what `llm.grammar.next_masks` adds.
+        masks: of the sequences that follow a grammar, in order: what `llm.grammar.expand` says to add.
 
     Returns:
         (M, V or vocab_size); the same tensor when no row asks for a change.
     """
-    rows = [row for row, sequence in enumerate(asking) if is_adjusted(sequence.params)]
-    ruled = [row for row, sequence in enumerate(asking) if sequence.matcher is not None]
+    sequences = asked.sequences
+    rows = [row for row, sequence in enumerate(sequences) if is_adjusted(sequence.params)]
+    ruled = [row for row, sequence in enumerate(sequences) if sequence.matcher is not None]
     assert (masks is None) == (not ruled)
     if not rows and not ruled:
         return logits
@@ -60,16 +61,16 @@ def adjust(logits: Tensor, asking: Rows[Sequence], vocab_size: int, masks: Tenso
         return logits[:, :vocab_size] + masks[:, :vocab_size]
     logits = logits.clone() if logits.dtype in (torch.float32, torch.float64) else logits.float()
     for row in rows:
-        _adjust_row(logits[row, :vocab_size], asking[row])
+        _adjust_row(logits[row, :vocab_size], sequences[row], asked.positions[row])
     if masks is not None:
         for row, mask in zip(ruled, masks, strict=True):
             logits[row, :vocab_size].add_(mask[:vocab_size])
     for row in rows:
-        _cut_improbable(logits[row, :vocab_size], asking[row].params)
+        _cut_improbable(logits[row, :vocab_size], sequences[row].params)
     return logits
 
 
-def _adjust_row(row: Tensor, sequence: Sequence) -> None:
+def _adjust_row(row: Tensor, sequence: Sequence, position: int) -> None:
     """One row (V,), in place."""
     params = sequence.params
     if params.repetition_penalty != 1.0:
@@ -84,7 +85,7 @@ def _adjust_row(row: Tensor, sequence: Sequence) -> None:
     if params.logit_bias:
         ids, amounts = zip(*params.logit_bias, strict=True)
         row[_ids(row, list(ids))] += row.new_tensor(amounts)
-    if len(sequence.output) < params.min_tokens and params.stop_token_ids and sequence.matcher is None:
+    if position < params.min_tokens and params.stop_token_ids and sequence.matcher is None:
         row[_ids(row, [token for token in params.stop_token_ids if token < len(row)])] = -torch.inf
 
 

@@ -1,7 +1,7 @@
 """Logits to token ids: temperature, top-k, top-p, greedy at 0, for rows that each want something else.
 
 A draw takes one uniform number, and that number is a pure function of (seed, choice, position): neither the
-batch nor a preemption changes what a sequence says. `Sampler.sample` never sorts the vocabulary;
+batch nor a preemption changes what a sequence says. `sample` never sorts the vocabulary;
 `sample_reference` does, and is its oracle. Refuses to know sequences' text, devices (logits bring theirs)
 and who asked.
 """
@@ -16,9 +16,7 @@ import torch
 from torch import Tensor
 
 from llm.config import SamplingParams
-
-INVALID = -1
-"""Drawn for a row whose logits are not finite: that sequence ends with an error, its batch mates do not."""
+from llm.sampler import INVALID
 
 _MASK = (1 << 64) - 1
 
