@@ -2,9 +2,9 @@
 
 Every step is a Batch of chunks. A decoding sequence brings a chunk of one token, a new one a stretch of its
 prompt, as much as the step's token budget leaves after the decoders, and as there is time for while they wait
-(pace.py). Sequences join and leave between steps.
-When blocks run out the youngest running sequence gives its own back and waits to be recomputed; nobody else
-notices. Which blocks a sequence has, and what it finds computed, is up to tables.py.
+(pace.py). Sequences join and leave between steps. When blocks run out the youngest running sequence gives its
+own back and waits to be recomputed; nobody else notices. Which blocks a sequence has, and what it finds
+computed, is up to tables.py.
 
 Refuses to know logits, text, threads and devices.
 """

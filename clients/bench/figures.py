@@ -10,7 +10,7 @@ times came about and how they are printed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
@@ -105,20 +105,19 @@ def ratios(rounds: Sequence[tuple[Row, Row]]) -> dict[str, Ratio]:
 def _costs(run: Run, num_tokens: int) -> Row:
     """CPU time, in µs per token of the run, and the engine's steps."""
 
-    def spent(clock: Callable[[int], float | None]) -> float | None:
-        before, after = clock(0), clock(1)
-        return None if before is None or after is None else after - before
-
     def per_token(seconds: float | None) -> float | None:
         return None if seconds is None or not num_tokens else seconds / num_tokens * 1e6
 
-    clocks = (run.before, run.after)
     return {
         "client_cpu_us_per_token": per_token(run.cpu_seconds),
-        "server_cpu_us_per_token": per_token(spent(lambda i: clocks[i].server)),
-        "loop_cpu_us_per_token": per_token(spent(lambda i: clocks[i].loop)),
-        "num_steps": spent(lambda i: clocks[i].num_steps),
+        "server_cpu_us_per_token": per_token(_spent(run.before.server, run.after.server)),
+        "loop_cpu_us_per_token": per_token(_spent(run.before.loop, run.after.loop)),
+        "num_steps": _spent(run.before.num_steps, run.after.num_steps),
     }
+
+
+def _spent(before: float | None, after: float | None) -> float | None:
+    return None if before is None or after is None else after - before
 
 
 def _decode_speed(answers: Sequence[Answer]) -> float | None:

@@ -1,7 +1,7 @@
 """Sends the requests of a level and notes what comes back; rounds of all levels, all servers in turn.
 
     >>> runs = await contest(targets, work, [Level(64, streams=16)], num_rounds=5)
-    >>> runs[0][0][1].figures()   # of the first level, the first round, the second server
+    >>> runs[0][0][1].answers   # of the first level, the first round, the second server
 
 Nothing is decoded while a run goes on. In a round every server gets the same requests, and every second
 round begins with the other server. Refuses to know options, tables and how a server is started.

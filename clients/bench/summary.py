@@ -92,14 +92,13 @@ def lengths(row: Row) -> tuple[float, float]:
 
 
 def unlike(levels: Sequence[Level], servers: Sequence[Server]) -> list[str]:
-    """Warnings when two servers did not do the same: a ratio then compares two works."""
+    """Warnings when two servers, as far as they count, did other work: a ratio then compares two."""
     if len(servers) < 2:
         return []
     found = []
-    for level, *rows in zip(levels, *(server.rows for server in servers), strict=True):
-        for what, (ours, theirs) in zip(
-            ("prompt", "reply"), zip(*map(lengths, rows), strict=True), strict=True
-        ):
-            if abs(ours - theirs) > UNLIKE * max(ours, theirs):
-                found.append(f"{ours:.0f} {what} tokens a request against {theirs:.0f}, at {level.title}")
+    for level, ours, theirs in zip(levels, servers[0].rows, servers[1].rows, strict=True):
+        pairs = zip(("prompt", "reply"), lengths(ours), lengths(theirs), strict=True)
+        for what, here, there in pairs:
+            if here and there and abs(here - there) > UNLIKE * max(here, there):
+                found.append(f"{here:.0f} {what} tokens a request against {there:.0f}, at {level.title}")
     return [f"NOT THE SAME WORK: {line}" for line in found]

@@ -119,7 +119,7 @@ def test_two_servers_in_turn(fake: FakeServer, tmp_path: Path, capsys: pytest.Ca
     assert result["against"]["counted_by"] == "chunks" and result["counted_by"] == "usage"
     least, most = result["ratios"]["2"]["tokens_per_s"][1:]
     assert 0 < least <= result["ratios"]["2"]["tokens_per_s"][0] <= most
-    assert "NOT THE SAME WORK: 7 prompt tokens a request against 0, at 1 stream" in out
+    assert "NOT THE SAME WORK" not in out, "replies are as long, and one does not count prompts"
     assert png.stat().st_size > 0
 
 
