@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ from clients.child import ChildServer
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 """Before torch is imported: two threads that wait for each other at every layer of a tiny model are slower
 than one, and twenty times slower on a machine that has something else to do."""
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+"""A shell's & has it ignored, in all that the tests start as well."""
 
 settings.register_profile("causerie", deadline=None)  # no wall-clock limits: a busy machine is no failure
 settings.load_profile("causerie")
