@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llm.bench.ceiling import Ceilings, Machine
+from llm.bench.fit import fit
 from llm.bench.streams import Run
 from llm.config import ModelConfig
 
@@ -96,6 +97,31 @@ def prefill_rows(readings: Readings, machine: Machine, config: ModelConfig) -> l
     return rows
 
 
+def fitted(rows: list[Figures]) -> Figures | None:
+    """What decode steps are made of, and the parts of the largest; None where the levels do not tell."""
+    found = fit((row["streams"], row["context"], row["ms"] / 1e3) for row in rows)
+    if found is None:
+        return None
+    last = rows[-1]
+    shares = found.shares(last["streams"], last["context"])
+    return {
+        "weights_ms": round(found.weights * 1e3, 4),
+        "row_ms": round(found.row * 1e3, 4),
+        "token_us": round(found.token * 1e6, 4),
+        "worst": round(found.worst, 4),
+        "shares": {name: round(share, 4) for name, share in shares.items()},
+    }
+
+
+def _fitted_line(parts: Figures, last: Figures) -> str:
+    shares = ", ".join(f"{share:.0%} {name}" for name, share in parts["shares"].items())
+    return (
+        f"fitted     {parts['weights_ms']:.2f} ms for the weights, {parts['row_ms']:.3f} ms a stream, "
+        f"{parts['token_us']:.2f} µs a token it sees, within {parts['worst']:.0%}; "
+        f"{last['streams']} streams at {last['context']}: {shares}"
+    )
+
+
 def tables(report: Figures) -> Iterator[str]:
     """The report's rows for people, line by line."""
     rates = f"{report['read_gb_per_s']:.1f} GB/s read, {report['giga_ops_per_s']:.0f} GOP/s multiplied"
@@ -134,6 +160,8 @@ def tables(report: Figures) -> Iterator[str]:
             for row in report["decode"]
         ],
     )
+    if report["fitted"] is not None:
+        yield _fitted_line(report["fitted"], report["decode"][-1])
     yield "runner     alone, one prompt"
     yield from _table(
         ("tokens", "tokens/s", "ceiling", "share"),

@@ -20,7 +20,7 @@ from typing import Any
 
 from llm.bench import levels, positive
 from llm.bench.ceiling import Machine, machine_of
-from llm.bench.figures import Figures, Readings, decode_rows, engine_rows, prefill_rows, tables
+from llm.bench.figures import Figures, Readings, decode_rows, engine_rows, fitted, prefill_rows, tables
 from llm.bench.plot import draw
 from llm.bench.steps import Steps
 from llm.bench.streams import measure
@@ -224,6 +224,7 @@ def _report(
 ) -> Figures:
     """The JSON line."""
     middle = args.prompt_tokens + (args.new_tokens + 1) // 2
+    decode = decode_rows(readings, machine, config)
     return {
         "bench": "offline",
         "hardware": describe(model.engines[0].runner.device),
@@ -238,7 +239,8 @@ def _report(
         "new_tokens": args.new_tokens,
         "rounds": args.rounds,
         "streams": engine_rows(readings, machine, config, middle),
-        "decode": decode_rows(readings, machine, config),
+        "decode": decode,
+        "fitted": fitted(decode),
         "prefill": prefill_rows(readings, machine, config),
     }
 

@@ -88,7 +88,10 @@ def test_people_get_tables_and_the_line_last(measured: Path) -> None:
     out = (measured / "out.txt").read_text().splitlines()
     assert out[-1] + "\n" == (measured / "bench.json").read_text()
     heads = [line.split()[0] for line in out if line.lstrip()[0].isalpha()]
-    assert heads == "model runner work hardware engine streams runner streams runner tokens left left".split()
+    assert (
+        heads
+        == "model runner work hardware engine streams runner streams fitted runner tokens left left".split()
+    )
     assert out[-2] == "left out   prefill of 999: the model has 256 positions"
 
 

@@ -168,6 +168,7 @@ def test_tables_name_every_level() -> None:
         "giga_ops_per_s": 2.0,
         "streams": engine_rows(readings(), MACHINE, TINY, 10),
         "decode": decode_rows(readings(), MACHINE, TINY),
+        "fitted": None,
         "prefill": prefill_rows(readings(), MACHINE, TINY),
         "left_out": ["64 streams: no room"],
     }
