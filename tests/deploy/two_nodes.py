@@ -368,7 +368,9 @@ async def scenarios(address: str, checkpoint: str) -> dict[str, Any]:
 
 def main(checkpoint: str) -> None:
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
-        head = NODE | {"include_dashboard": False, "temp_dir": folder}
+        os.environ["RAY_TMPDIR"] = folder  # where the address of the cluster is written, as "ray" below it
+        head = NODE | {"include_dashboard": False, "temp_dir": os.path.join(folder, "ray")}
+        os.mkdir(head["temp_dir"])
         cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
             cluster.add_node(**NODE)
