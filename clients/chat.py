@@ -82,8 +82,11 @@ class Chat:
         """Read lines until /quit or the end of input."""
         while True:
             try:
-                if not self.take(input(self._prompt)):
-                    return
+                while self.take(
+                    input(self._prompt)
+                ):  # within the try: a Ctrl-C between two lines ends nothing
+                    pass
+                return
             except KeyboardInterrupt:
                 if not self._is_terminal:
                     raise

@@ -112,6 +112,7 @@ def _costs(run: Run, num_tokens: int) -> Row:
         "client_cpu_us_per_token": per_token(run.cpu_seconds),
         "server_cpu_us_per_token": per_token(_spent(run.before.server, run.after.server)),
         "loop_cpu_us_per_token": per_token(_spent(run.before.loop, run.after.loop)),
+        "host_cpu_us_per_token": per_token(_spent(run.before.host, run.after.host)),
         "num_steps": _spent(run.before.num_steps, run.after.num_steps),
     }
 

@@ -36,6 +36,7 @@ SPEEDS: Columns = (
     ("client µs", "client_cpu_us_per_token", ".1f"),
     ("server µs", "server_cpu_us_per_token", ".0f"),
     ("loop µs", "loop_cpu_us_per_token", ".0f"),
+    ("host µs", "host_cpu_us_per_token", ".0f"),
     ("steps", "num_steps", ".0f"),
 )
 TIMES: Columns = tuple(
@@ -49,7 +50,10 @@ RATIOS = {"tokens_per_s": "tokens/s", "decode_tokens_per_s": "decoding", "ttft_m
     "gap_p99_ms": "gap p99",
     "e2e_ms": "e2e",
 }
-LEGEND = "medians; µs is CPU time per token: the client's, the server's, of that the event loop's"
+LEGEND = (
+    "medians; µs is CPU time per token: the client's, the server's, of that the event loop's and the "
+    "engine's beside its model (host)"
+)
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ server and said. Refuses to know how many requests are sent and when.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -51,6 +51,7 @@ class Clocks(NamedTuple):
 
     server: float | None = None
     loop: float | None = None
+    host: float | None = None  # the engines' threads beside the model: planning, drawing, telling
     num_steps: int | None = None
 
 
@@ -119,12 +120,15 @@ class Target:
     async def clocks(self) -> Clocks:
         """What it has spent until now."""
         health = await self._health()
-        engines = health.get("engines")
-        steps = [engine.get("num_steps") for engine in engines] if isinstance(engines, list) else []
+        told = health.get("engines")
+        engines: list[JSON] = told if isinstance(told, list) else []
+        computing = _total(engines, "runner_cpu_seconds")
+        whole = _total(engines, "cpu_seconds")
         return Clocks(
             server=None if self.pid is None else cpu_seconds(self.pid),
             loop=health.get("loop_cpu_seconds"),
-            num_steps=sum(steps) if steps and None not in steps else None,
+            host=None if whole is None or computing is None else whole - computing,
+            num_steps=_total(engines, "num_steps"),
         )
 
     async def _probe(self, num_words: int) -> Answer:
@@ -168,3 +172,9 @@ class Target:
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
         await self._pool.close()
+
+
+def _total(engines: Sequence[JSON], name: str) -> Any:
+    """The sum over all engines; None where one does not tell."""
+    values = [engine.get(name) for engine in engines]
+    return sum(values) if values and None not in values else None

@@ -30,7 +30,7 @@ def run(
 
 def test_figures_of_a_run() -> None:
     answers = [answer(0.0, 0.010, 0.012, 0.016, tokens=3), answer(0.0, 0.030, 0.031, tokens=7)]
-    clocks = Clocks(5.0, 0.5, 100), Clocks(5.02, 0.503, 110)
+    clocks = Clocks(5.0, 0.5, 1.0, 100), Clocks(5.02, 0.503, 1.001, 110)
     found = figures(run(*answers, seconds=2.0, cpu=0.001, before=clocks[0], after=clocks[1]), Slo())
     assert {name: value for name, value in found.items() if "_p9" not in name} == {
         "ttft_ms": pytest.approx(10),
@@ -52,6 +52,7 @@ def test_figures_of_a_run() -> None:
         "client_cpu_us_per_token": pytest.approx(100),
         "server_cpu_us_per_token": pytest.approx(2000),
         "loop_cpu_us_per_token": pytest.approx(300),
+        "host_cpu_us_per_token": pytest.approx(100),
         "num_steps": 10,
     }
 

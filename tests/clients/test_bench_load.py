@@ -112,7 +112,9 @@ def test_a_failed_request_is_counted_and_does_not_end_the_run(fake: FakeServer) 
 
 
 def test_clocks_stand_around_the_run(fake: FakeServer) -> None:
-    fake.health = {"loop_cpu_seconds": 0.5, "engines": [{"num_steps": 3}, {"num_steps": 4}]}
+    told = {"cpu_seconds": 3.0, "runner_cpu_seconds": 2.5}
+    fake.health = {"loop_cpu_seconds": 0.5, "engines": [{"num_steps": 3, **told}, {"num_steps": 4, **told}]}
     done = send(fake.url, Level(1, streams=1), plain(1))
     assert (done.before.loop, done.after.num_steps, done.before.server) == (0.5, 7, None)
+    assert done.before.host == 1.0
     assert 0 < done.cpu_seconds <= time.process_time() and done.seconds > 0
