@@ -103,8 +103,8 @@ PARAMS = st.builds(
     top_p=st.sampled_from([1.0, 1.0, 0.999, 0.9, 0.5, 1e-6, 5e-324]),
     min_p=st.sampled_from([0.0, 0.0, 1e-9, 0.02, 0.5, 1.0]),
     repetition_penalty=st.sampled_from([1.0, 1.0, 0.7, 1.3]),
-    frequency_penalty=st.sampled_from([0.0, 0.0, 1.5, -1.9]),
-    presence_penalty=st.sampled_from([0.0, 0.0, 0.7, -0.3]),
+    frequency_penalty=st.just(0.0) | st.floats(-2, 2),
+    presence_penalty=st.just(0.0) | st.floats(-2, 2),
     logit_bias=st.dictionaries(st.integers(0, 30), st.floats(-100, 100), max_size=4).map(
         lambda bias: tuple(bias.items())
     ),
@@ -218,14 +218,15 @@ def test_the_border_between_two_tokens_is_where_it_should_be(cut: dict[str, floa
     """The second and the third, whose float32 logits are neighbours on either side of it: weights in float32
     would be too coarse.
     """
-    num_near, second = 0, np.float64(np.float32(-1.1))
+    num_near = 0
     row = torch.full((400,), -800.0)
-    row[0], row[1] = 0.0, float(second)
     for seed in range(300):
         params = SamplingParams(9, 1.0, seed=seed, **cut)  # type: ignore[arg-type]
         u = uniform_of(params, 0)
         if not 0.81 < u < 0.999:
             continue
+        second = np.float64(np.float32(-0.2 - 0.1 * (seed % 7)))
+        row[0], row[1] = 0.0, float(second)
         border = np.float32(np.log((1 + np.exp(second)) * (1 / u - 1)))
         for third in (np.nextafter(border, np.float32(99)), border, np.nextafter(border, np.float32(-99))):
             row[2] = float(third)
@@ -236,6 +237,18 @@ def test_the_border_between_two_tokens_is_where_it_should_be(cut: dict[str, floa
             mass = 1 + np.exp(second)
             num_near += abs(mass / (mass + np.exp(np.float64(third))) - u) < 1e-8
     assert num_near > 50
+
+
+def test_penalties_are_summed_in_float64() -> None:
+    """And rounded once: as torch's float32, they move no border."""
+    rng = random.Random(7)
+    own = [
+        SamplingParams(9, frequency_penalty=rng.uniform(-2, 2), presence_penalty=rng.uniform(-2, 2))
+        for _ in range(64)
+    ]
+    asked = Asked.next([Sequence([1], params, [0, 0, 0, 1]) for params in own])
+    logits = torch.zeros(64, 2)
+    check_adjusted(logits, asked, None)
 
 
 def test_the_token_that_reaches_top_p_is_the_last() -> None:
@@ -297,8 +310,11 @@ def test_logits_are_adjusted_to_the_bit(asking: list[Sequence], seed: int, bad: 
     logits = noise(len(asking), vocab_size, seed)
     logits[0, seed % 40] = bad
     asking = [Sequence(s.prompt, replace(s.params, min_p=0.0), s.output, matcher=s.matcher) for s in asking]
-    masks = random_masks(asking, vocab_size, random.Random(seed))
-    asked = Asked.next(asking)
+    check_adjusted(logits, Asked.next(asking), random_masks(asking, vocab_size, random.Random(seed)))
+
+
+def check_adjusted(logits: Tensor, asked: Asked, masks: NDArray[np.uint8] | None) -> None:
+    vocab_size = logits.shape[1]
     bias = None if masks is None else expand(masks, logits.device)
     expected = adjust(logits, asked, vocab_size, bias).numpy()[:, :vocab_size]
     for isa in ALL:
