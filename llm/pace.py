@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-LEAST = 32
+LEAST = 16
 """Tokens of a prompt that a step has time for in any case: it has to come to its end."""
 SURE = 0.5
 """Part of a step's time that is at least its prompts', whatever the decoders took before: a hiccup is not
