@@ -3,7 +3,7 @@
 A row more makes a step dearer by what one token costs to compute; it brings a token more as often as it and
 all before it in its draft are right. So guesses are added while each brings more tokens per second than the
 step has without it. To one stream on a CPU a step is mostly the reading of weights and a row costs little:
-two of three guesses may be wrong. Sixteen streams share that reading, and only what is quoted word for word
+many guesses may be wrong. Sixteen streams share that reading, and only what is quoted word for word
 pays.
 
 Refuses to know where guesses come from (draft.py) and what is drawn (the model alone says that).
