@@ -26,7 +26,7 @@ from llm.text import TextModel
 log = logging.getLogger("llm.load")
 
 NUM_GUESSES = 8
-"""Of a draft. Text given back came 5.2 times as fast with 8 (`bench --speculation`); others were not tried."""
+"""Of a draft. Text given back came 5.2 times as fast with 8 (`bench --speculation`); no other was tried."""
 
 
 class Options(TypedDict, total=False):
