@@ -49,13 +49,13 @@ class Burst:
         return 10 * self.capacity
 
 
-AT_ONCE = Burst(num_running=16, num_waiting=64, num_tokens=800, seconds=0)
+AT_ONCE = Burst(num_running=16, num_waiting=64, num_tokens=1200, seconds=0)
 """The default limits. Eight hundred requests in a few milliseconds: most of a refusal's time is the line of
 refusals before it.
 """
 SMALL = Burst(num_running=2, num_waiting=6, num_tokens=2500, seconds=0)
 """Eighty at once."""
-PACED = Burst(num_running=4, num_waiting=12, num_tokens=4000, seconds=1.5)
+PACED = Burst(num_running=4, num_waiting=12, num_tokens=12_000, seconds=1.5)
 """A hundred requests a second, as a crowd comes: a refusal's time is its own."""
 
 
