@@ -73,6 +73,7 @@ class Batch:
         scores: of each chunk with scored positions its first row among the M.
         num_tokens: T.
         num_decoding: chunks of one token: sequences that wait for their next and nothing else.
+        num_attended: tokens that stand before those of the other chunks, all added up.
         num_guessed: tokens of drafts, among the T.
     """
 
@@ -86,6 +87,7 @@ class Batch:
     scores: list[tuple[Chunk, int]] = field(init=False, default_factory=list)
     num_tokens: int = field(init=False, default=0)
     num_decoding: int = field(init=False, default=0)
+    num_attended: int = field(init=False, default=0)
     num_guessed: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
@@ -97,7 +99,10 @@ class Batch:
                 self.scores.append((chunk, len(rows)))
                 rows.extend(offset + position - chunk.start for position in scored)
             offset += length
-            self.num_decoding += length == 1
+            if length == 1:
+                self.num_decoding += 1
+            else:
+                self.num_attended += length * (2 * chunk.start + length - 1) // 2
             if chunk.wants_token:
                 members = 1 + len(sequence.forks)
                 asking.append(sequence)

@@ -186,7 +186,8 @@ class Engine:
         self.cpu_seconds = time.thread_time()
         if not batch.num_guessed:
             others = batch.num_tokens - batch.num_decoding
-            self.scheduler.pace.learn(batch.num_decoding, others, self._last_step - started)
+            seconds = self._last_step - started
+            self.scheduler.pace.learn(batch.num_decoding, seconds, others, batch.num_attended)
 
     def _fail(self, batch: Batch, error: Exception) -> None:
         """End the batch's sequences; when the device is lost, the engine too."""

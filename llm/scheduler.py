@@ -18,7 +18,7 @@ from dataclasses import replace
 from llm.batch import Batch, Chunk, Drawn
 from llm.config import EngineConfig
 from llm.errors import StepFailed
-from llm.pace import Pace
+from llm.pace import Pace, Room
 from llm.sequence import Accepted, FinishReason, Sequence, Status, TokenEvent
 from llm.speculation import Speculation
 from llm.tables import BlockTables, Copies
@@ -82,13 +82,13 @@ class Scheduler:
         for sequence in running if prefill is None else running[:-1]:
             if sequence.num_computed < sequence.num_writable or self._make_room(sequence, copies):
                 chunks.append(Chunk(sequence, sequence.num_computed, 1))
-        budget = self._budget(len(chunks))
-        if prefill is not None and budget and prefill.status is Status.RUNNING:
-            budget -= self._prefill(prefill, budget, chunks)
-        while self.waiting and budget and self._admit(copies):
-            budget -= self._prefill(self.running[-1], budget, chunks)
+        room = self.pace.room(len(chunks), self.config.max_num_batched_tokens)
+        if prefill is not None and room and prefill.status is Status.RUNNING:
+            chunks.append(self._prefill(prefill, room))
+        while self.waiting and room and self._admit(copies):
+            chunks.append(self._prefill(self.running[-1], room))
         if self.speculation.most:
-            chunks = self._with_drafts(chunks, budget)
+            chunks = self._with_drafts(chunks, room.tokens)
         return Batch(chunks, copies) if chunks else None
 
     def commit(self, batch: Batch, drawn: Drawn) -> list[TokenEvent]:
@@ -165,14 +165,8 @@ class Scheduler:
         assert all(s.status is Status.RUNNING and 0 <= s.num_computed < len(s) for s in self.running)
         assert self.num_waiting == sum(s.status is Status.WAITING for s in self.sequences())
         assert self._num_rows <= self.config.max_num_seqs
-        # A prefill that does not end takes what is left of the budget, so nobody is admitted behind it.
+        # A prefill that does not end takes what is left of the room, so nobody is admitted behind it.
         assert all(s.num_uncomputed == 1 for s in self.running[:-1]), "a prefill is not the last"
-
-    def _budget(self, num_decoding: int) -> int:
-        """Tokens of prompts that fit into a step beside so many decoders, who wait for it to end."""
-        left = self.config.max_num_batched_tokens - num_decoding
-        room = self.pace.room() if num_decoding else None
-        return left if room is None else min(left, room)
 
     def _with_drafts(self, chunks: list[Chunk], budget: int) -> list[Chunk]:
         """Guesses, where all decode and nobody else wants the room."""
@@ -199,12 +193,11 @@ class Scheduler:
         self.speculation.num_accepted += 1
         return True
 
-    def _prefill(self, sequence: Sequence, budget: int, chunks: list[Chunk]) -> int:
+    def _prefill(self, sequence: Sequence, room: Room) -> Chunk:
         """The sequence's next tokens, as many as fit; its blocks are there since it was admitted."""
-        length = min(sequence.num_uncomputed, budget)
+        length = room.take(sequence.num_computed, sequence.num_uncomputed)
         assert sequence.num_computed + length <= sequence.num_writable
-        chunks.append(Chunk(sequence, sequence.num_computed, length))
-        return length
+        return Chunk(sequence, sequence.num_computed, length)
 
     def _make_room(self, sequence: Sequence, copies: Copies) -> bool:
         """A place for a decoder's next token, preempting the youngest while there is none; False when that is

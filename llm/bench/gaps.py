@@ -5,7 +5,9 @@
 Some replies are under way when the prompt arrives. With the bound of `--max-step-ms` it is computed in chunks
 that fit, without in chunks as large as a step may be; rounds of both in turn, medians. The longest gap stands
 beside the median step with a chunk, which no bound can be below, and the prompt's time to first token is the
-price. Refuses to know what a server adds.
+price. A machine with others on it has steps of its own length: so the chunk halfway is computed again and
+again, as often as there are chunks, and how far apart those are is what the machine does to the same work.
+Refuses to know what a server adds.
 """
 
 from __future__ import annotations
@@ -15,11 +17,13 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
+from llm.batch import Batch
 from llm.bench import positive
 from llm.checkpoint import open_checkpoint
 from llm.config import SamplingParams
@@ -28,6 +32,7 @@ from llm.errors import CauserieError, OptionError
 from llm.hardware import describe
 from llm.load import load_text_model
 from llm.pace import Pace
+from llm.runner import Runner, StepOutput
 from llm.sequence import Sequence
 
 NUM_PROMPT = 64
@@ -48,6 +53,7 @@ class Arrival:
         longest_ms: between two tokens of a decoder, until the prompt's first token.
         ttft_ms: of the prompt.
         num_steps: that computed it.
+        noise: the longest by the median, when one chunk is computed as often.
     """
 
     step_ms: float
@@ -55,11 +61,24 @@ class Arrival:
     longest_ms: float
     ttft_ms: float
     num_steps: int
+    noise: float
 
     @property
     def ratio(self) -> float:
         """The longest gap by the median step with a chunk."""
         return self.longest_ms / self.chunk_ms
+
+
+class Recorder:
+    """A runner that remembers what it computed."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.device, self.about, self.run_plainly = runner.device, runner.about, runner.run
+        self.batches: list[Batch] = []
+
+    def run(self, batch: Batch) -> StepOutput:
+        self.batches.append(batch)
+        return self.run_plainly(batch)
 
 
 def arrive(engine: Engine, num_decoders: int, num_prompt: int) -> Arrival:
@@ -75,30 +94,35 @@ def arrive(engine: Engine, num_decoders: int, num_prompt: int) -> Arrival:
         scheduler.add(sequence)
     while not all(sequence.output for sequence in decoders):
         engine.step()
-    before = [_time_step(engine) for _ in range(NUM_BEFORE)]
+    before = [_time(engine.step) for _ in range(NUM_BEFORE)]
     scheduler.add(long)
+    runner = engine.runner
+    engine.runner = recorder = Recorder(runner)
     chunks: list[float] = []
     while not long.output:
-        chunks.append(_time_step(engine))
+        chunks.append(_time(engine.step))
+    engine.runner = runner
+    halfway = recorder.batches[len(chunks) // 2]
+    same = [_time(lambda: runner.run(halfway)) for _ in chunks]
     for sequence in (long, *decoders):
         scheduler.abort(sequence)
-    return Arrival(
-        statistics.median(before), statistics.median(chunks), max(chunks), sum(chunks), len(chunks)
-    )
+    middle = statistics.median(chunks)
+    noise = max(same) / statistics.median(same)
+    return Arrival(statistics.median(before), middle, max(chunks), sum(chunks), len(chunks), noise)
 
 
-def _time_step(engine: Engine) -> float:
-    """Milliseconds of a step, which is the gap that each decoder sees."""
+def _time(work: Callable[[], object]) -> float:
+    """Milliseconds of it; of a step that is the gap that each decoder sees."""
     start = time.perf_counter()
-    engine.step()
+    work()
     return (time.perf_counter() - start) * 1e3
 
 
 def median(arrivals: list[Arrival]) -> Arrival:
     """Of each figure."""
     columns = zip(*(asdict(arrival).values() for arrival in arrivals), strict=True)
-    step, chunk, longest, ttft, num_steps = (statistics.median(column) for column in columns)
-    return Arrival(step, chunk, longest, ttft, round(num_steps))
+    step, chunk, longest, ttft, num_steps, noise = (statistics.median(column) for column in columns)
+    return Arrival(step, chunk, longest, ttft, round(num_steps), noise)
 
 
 def measure(
@@ -130,17 +154,20 @@ def main(argv: list[str] | None = None) -> int:
     print(f"work       {work}; median of {args.rounds} rounds", flush=True)
     found = measure(engine, args.decoders, args.prompt_tokens, [args.max_step_ms, 0], args.rounds)
     rows = []
-    print("  bound   step before   with a chunk   longest gap   by a chunk   chunks   TTFT of the prompt")
+    print(
+        "  bound  step before  with a chunk  longest gap  by a chunk  same chunk  chunks  TTFT of the prompt"
+    )
     for bound, arrivals in found.items():
         row, ratio = median(arrivals), statistics.median(arrival.ratio for arrival in arrivals)
         rows.append({"max_step_ms": bound, "ratio": round(ratio, 3), **asdict(row)})
-        print(f"{bound or 'none':>7} {_line(row)} {ratio:>12.2f} {row.num_steps:>8} {row.ttft_ms:>17.0f} ms")
+        end = f"{ratio:>11.2f} {row.noise:>11.2f} {row.num_steps:>7} {row.ttft_ms:>17.0f} ms"
+        print(f"{bound or 'none':>7} {_line(row)} {end}")
     print(json.dumps({"bench": "gaps", "hardware": describe(engine.runner.device), "rows": rows}))
     return 0
 
 
 def _line(row: Arrival) -> str:
-    return f"{row.step_ms:>10.1f} ms {row.chunk_ms:>11.1f} ms {row.longest_ms:>10.1f} ms"
+    return f"{row.step_ms:>9.1f} ms {row.chunk_ms:>10.1f} ms {row.longest_ms:>9.1f} ms"
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

@@ -32,8 +32,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(scope="session")
 def roomy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A servable checkpoint of two layers and 16,384 positions: a step takes a third of a millisecond or more,
-    a reply as many steps as a test wants.
+    """A servable checkpoint of two layers and 16,384 positions: a step takes a third of a millisecond or
+    more, a reply as many steps as a test wants.
     """
     from tests.endurance.tiny import save_tiny
 
