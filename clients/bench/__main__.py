@@ -78,7 +78,9 @@ async def _measure(args: argparse.Namespace, places: Sequence[Place]) -> Measure
     fields = {name: getattr(args, name) for name in ("temperature", "top_p", "top_k")}
     async with AsyncExitStack() as stack:
         targets = []
-        for place in places:
+        for index, place in enumerate(places):
+            if index and args.against_temperature is not None:
+                fields |= {"temperature": args.against_temperature}
             target = Target(place, fields | {"ignore_eos": True}, args.timeout)
             targets.append(await stack.enter_async_context(target))
             await target.prepare()

@@ -92,6 +92,7 @@ def _add_requests(parser: argparse.ArgumentParser) -> None:
     add("--mix", nargs="?", const=MIX, metavar="KINDS", help=mix.format(MIX))
     add("--cached-prefix", type=int, default=0, metavar="N", help="tokens all prompts of a run begin with")
     add("--temperature", type=float, default=0.0, help="default: 0, greedy, as offline")
+    add("--against-temperature", metavar="T", type=float, help="the other server's, to compare two settings")
     add("--top-p", type=float)
     add("--top-k", type=int)
 
@@ -116,7 +117,7 @@ def _check_servers(args: argparse.Namespace) -> None:
         raise ValueError("--checkpoint needs --spawn")
     if args.against is not None and args.against_command is not None:
         raise ValueError("--against and --against-command are two ways to name one server")
-    for name in ("against_model", "against_api_key", "against_pid"):
+    for name in ("against_model", "against_api_key", "against_pid", "against_temperature"):
         if getattr(args, name) is not None and not is_contest(args):
             raise ValueError(f"--{name.replace('_', '-')} needs --against or --against-command")
 
@@ -162,6 +163,7 @@ def _check_numbers(args: argparse.Namespace) -> None:
         "rounds": (1, MAX_ROUNDS),
         "cached_prefix": (0, MAX_LENGTH),
         "temperature": (0, 2),
+        "against_temperature": (0, 2),
         "top_k": (-1, MAX_LENGTH),
         "slo_ttft_ms": (0, float("inf")),
         "slo_gap_ms": (0, float("inf")),

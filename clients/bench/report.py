@@ -99,6 +99,7 @@ class Report:
             "cached_prefix": work.prefix,
             "seed": work.seed,
             "temperature": args.temperature,
+            "against_temperature": args.against_temperature,
             "top_p": args.top_p,
             "top_k": args.top_k,
             "slo": {"ttft_ms": args.slo_ttft_ms, "gap_ms": args.slo_gap_ms},
@@ -127,6 +128,7 @@ class Report:
         sampling = {"top_p": args.top_p, "top_k": args.top_k}
         drawn = ["greedy" if args.temperature == 0 else f"temperature {args.temperature:g}"]
         drawn += [f"{name} {value:g}" for name, value in sampling.items() if value is not None]
+        drawn += [f"against {args.against_temperature:g}"] if args.against_temperature is not None else []
         return (
             f"{requests} requests a level: {self._kinds()}{prefix}; each came to {prompt:.0f} prompt and "
             f"{reply:.0f} reply tokens; {', '.join(drawn)}; seed {self.work.seed}; "

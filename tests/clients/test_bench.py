@@ -105,10 +105,13 @@ def test_two_servers_in_turn(fake: FakeServer, tmp_path: Path, capsys: pytest.Ca
         other.unknown = {"ignore_eos", "seed"}
         other.has_usage = False
         argv = [fake.url, *SMALL, "--words", "5", "--against", other.url + "/v1", "--against-model", "theirs"]
+        argv += ["--against-temperature", "0.7"]
         assert main([*argv, "--png", str(png)]) == 0
         assert sorted(sent(fake)) == sorted(sent(other))
         assert {request["model"] for request in other.requests} == {"theirs"}
     out = capsys.readouterr().out
+    assert {request["temperature"] for request in fake.requests} == {0}
+    assert {request["temperature"] for request in other.requests} == {0.7} and "greedy, against 0.7" in out
     against = next(line for line in out.splitlines() if line.startswith("against"))
     assert "measured without ignore_eos, seed, which it refuses" in against
     assert "sends no usage: chunks with text are counted" in against

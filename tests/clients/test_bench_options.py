@@ -74,6 +74,8 @@ def test_open_lengths_fit_the_model(argv: list[str], positions: int | None, kind
         ([URL, "--spawn"], "--spawn"),
         (["--against", URL, "--against-command", "x"], "two ways"),
         (["--against-model", "x"], "--against-model needs --against"),
+        (["--against-temperature", "0"], "--against-temperature needs --against"),
+        (["--against", URL, "--against-temperature", "3"], "--against-temperature must be from 0 to 2"),
         (["--words", "0"], "--words must be a number from 1 to 1000000, or two as A-B, got '0'"),
         (["--words", "5", "--prompt-tokens", "5"], "two ways"),
         (["--max-tokens", "9-8"], "--max-tokens must be a number"),
