@@ -184,10 +184,7 @@ class Engine:
         )
         self._last_step = time.monotonic()
         self.cpu_seconds = time.thread_time()
-        if not batch.num_guessed:
-            others = batch.num_tokens - batch.num_decoding
-            seconds = self._last_step - started
-            self.scheduler.pace.learn(batch.num_decoding, seconds, others, batch.num_attended)
+        self.scheduler.learn(batch, self._last_step - started)
 
     def _fail(self, batch: Batch, error: Exception) -> None:
         """End the batch's sequences; when the device is lost, the engine too."""

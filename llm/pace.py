@@ -18,6 +18,7 @@ Refuses to know clocks, sequences and devices.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass
 
 LEAST = 16
@@ -36,16 +37,23 @@ SmolLM2-135M, which has much attention for its size, is about so on a CPU.
 """
 
 
+SLOWLY = 0.9
+"""Part of what is known of guesses that the next step with some leaves: one step says little of them."""
+DOUBT = 0.99
+"""A price that was too high is a hundredth lower the next time: nobody would ever learn that it was wrong."""
+
+
 @dataclass(slots=True)
 class _Mean:
-    """Seconds for a unit, over what was seen; the last step counts as much as all before it."""
+    """Seconds for a unit, over what was seen; by default the last step counts as much as all before it."""
 
+    kept: float = 0.5
     seconds: float = 0.0
     units: float = 0.0
 
     def add(self, units: float, seconds: float) -> None:
-        self.seconds = self.seconds / 2 + seconds
-        self.units = self.units / 2 + units
+        self.seconds = self.seconds * self.kept + seconds
+        self.units = self.units * self.kept + units
 
     @property
     def value(self) -> float:
@@ -65,6 +73,15 @@ class Pace:
         self._row = _Mean()  # of a decoder in it
         self._token = 0.0  # of a prompt
         self._depth = 0.0  # for each DEPTH tokens before it
+        self._guesses: dict[int, _Mean] = defaultdict(lambda: _Mean(SLOWLY))  # one, beside so many decoders
+
+    def learn_guesses(self, num_decoding: int, seconds: float, num_guessed: int) -> None:
+        """A step computed so many decoders' tokens, and guesses at what follows them."""
+        self._guesses[num_decoding].add(num_guessed, max(seconds - self._decoders.value, 0.0))
+
+    def doubt_guesses(self, num_decoding: int) -> None:
+        """What a guess costs beside so many was too much for one."""
+        self._guesses[num_decoding].seconds *= DOUBT
 
     def learn(self, num_decoding: int, seconds: float, num_prefill: int = 0, num_attended: int = 0) -> None:
         """A step computed so many decoders' tokens and so many of prompts, which had so many before them, all
@@ -94,8 +111,15 @@ class Pace:
 
     @property
     def token(self) -> float:
-        """Seconds that a token more takes, of a prompt or guessed; 0 before the first step."""
+        """Seconds that a prompt's first token takes; 0 before the first step."""
         return self._token or self._row.value
+
+    def guess(self, num_decoding: int) -> float:
+        """Seconds that a guess more takes beside so many decoders. Unlike a prompt's token it asks for scores
+        of every token there is, and on a CPU for another tile of rows or a part of one: nobody knows before
+        it was tried.
+        """
+        return self._guesses[num_decoding].value or self.token
 
     def room(self, num_decoding: int, num_tokens: int) -> Room:
         """What a step of at most so many tokens has for prompts beside so many decoders."""

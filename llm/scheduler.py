@@ -91,6 +91,14 @@ class Scheduler:
             chunks = self._with_drafts(chunks, room.tokens)
         return Batch(chunks, copies) if chunks else None
 
+    def learn(self, batch: Batch, seconds: float) -> None:
+        """A batch took so long."""
+        if batch.num_guessed:
+            self.pace.learn_guesses(batch.num_decoding, seconds, batch.num_guessed)
+        else:
+            others = batch.num_tokens - batch.num_decoding
+            self.pace.learn(batch.num_decoding, seconds, others, batch.num_attended)
+
     def commit(self, batch: Batch, drawn: Drawn) -> list[TokenEvent]:
         """Record a step: what is computed now, the tokens drawn for `batch.asking`, and who is finished."""
         now, size = time.monotonic(), len(batch.chunks)

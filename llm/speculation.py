@@ -1,10 +1,10 @@
 """How many guesses a step computes beside the tokens it must: those that make tokens come faster. No torch.
 
-A row more makes a step dearer by what one token costs to compute; it brings a token more as often as it and
-all before it in its draft are right. So guesses are added while each brings more tokens per second than the
-step has without it. To one stream on a CPU a step is mostly the reading of weights and a row costs little:
-many guesses may be wrong. Sixteen streams share that reading, and only what is quoted word for word
-pays.
+A row more makes a step dearer, by what such rows were found to cost beside so many decoders; it brings a
+token more as often as it and all before it in its draft are right. So guesses are added while each brings
+more tokens per second than the step has without it. To one stream on a CPU a step is mostly the reading of
+weights and a row costs little: many guesses may be wrong. Sixteen streams share that reading, and only what
+is quoted word for word pays.
 
 Refuses to know where guesses come from (draft.py) and what is drawn (the model alone says that).
 """
@@ -47,17 +47,22 @@ class Speculation:
             budget: guesses that the step has room for.
         """
         tokens, seconds = float(len(decoders)), self.pace.decoders
+        price = self.pace.guess(len(decoders))
         drafts: list[list[int]] = []
+        was_too_much = False
         for sequence in decoders:
             draft, rate, right = *self._guess(sequence, budget), 1.0
             for count in range(len(draft)):
                 right *= rate
-                if right * seconds <= self.pace.token * tokens:
+                if right * seconds <= price * tokens:
+                    was_too_much = True
                     del draft[count:]
                     break
-                tokens, seconds = tokens + right, seconds + self.pace.token
+                tokens, seconds = tokens + right, seconds + price
             budget -= len(draft)
             drafts.append(draft)
+        if was_too_much and not any(drafts):
+            self.pace.doubt_guesses(len(decoders))
         return drafts
 
     def _guess(self, sequence: Sequence, budget: int) -> tuple[list[int], float]:

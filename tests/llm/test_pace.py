@@ -175,9 +175,8 @@ def test_4000_tokens_among_eight_decoders_hold_nobody_up_longer_than_a_chunk(see
         seconds = 0.003 + 0.0005 * batch.num_decoding
         seconds += sum(chunk.length / 1500 * (1 + chunk.start / 1000) for chunk in prompts)
         seconds *= rng.uniform(0.9, 1.1)
-        others = batch.num_tokens - batch.num_decoding
         assert batch.num_attended == sum(attended(chunk.start, chunk.length) for chunk in prompts)
-        scheduler.pace.learn(batch.num_decoding, seconds, others, batch.num_attended)
+        scheduler.learn(batch, seconds)
         scheduler.commit(batch, Drawn([7] * len(batch.asking)))
         return seconds
 
@@ -193,3 +192,15 @@ def test_4000_tokens_among_eight_decoders_hold_nobody_up_longer_than_a_chunk(see
     assert max(gaps) <= 1.3 * statistics.median(gaps)  # a fifth of that is the clock's own
     assert 0.9 * BOUND < statistics.median(gaps) < 1.1 * BOUND
     assert len(gaps) < 1.2 * 3 * 4000 / 1500 / BOUND, "and the prompt goes on"
+
+
+def test_a_guess_costs_what_guesses_cost_beside_so_many() -> None:
+    """A prompt's token is the first guess at it; a hiccup is one of many steps."""
+    pace = Flat(BOUND)
+    decoding(pace, 0.010)
+    assert pace.guess(1) == pace.guess(DECODERS) == pace.token
+    for _ in range(30):
+        pace.learn_guesses(DECODERS, 0.016, 4)
+    assert pace.guess(DECODERS) == pytest.approx(0.0015) and pace.guess(1) == pace.token
+    pace.learn_guesses(DECODERS, 0.050, 4)
+    assert 0.0015 < pace.guess(DECODERS) < 0.003

@@ -65,6 +65,23 @@ def test_right_guesses_are_kept_up_to_the_first_that_is_wrong() -> None:
     assert scheduler.num_tokens == 4
 
 
+def test_guesses_that_cost_too_much_stop_and_are_tried_again_in_a_while() -> None:
+    """A row beside one decoder turns out to cost half as much again as the step, though a prompt's token did not."""
+    scheduler = Scheduler(EngineConfig(400, max_num_seqs=4, num_speculative_tokens=4))
+    sequence = Sequence([7] * 40, SamplingParams(max_tokens=300))
+    scheduler.add(sequence)
+    drafted = []
+    while len(sequence.output) < 290:
+        batch = scheduler.schedule()
+        assert batch is not None
+        scheduler.commit(batch, Drawn([7] * len(batch.asking)))
+        scheduler.learn(batch, 0.010 + 0.015 * batch.num_guessed + 0.0001 * batch.num_tokens)
+        drafted.append(batch.num_guessed)
+    assert any(drafted[:4]), "nobody knew"
+    tries = [place for place, count in enumerate(drafted) if count]
+    assert len(tries) < 20 and max(tries) > 100
+
+
 def test_a_wrong_guess_is_not_made_right_by_a_later_token() -> None:
     """The second guess equals what was drawn instead of the first: it stands elsewhere all the same."""
     scheduler = scheduler_of(2)
