@@ -66,7 +66,7 @@ def test_right_guesses_are_kept_up_to_the_first_that_is_wrong() -> None:
 
 
 def test_guesses_that_cost_too_much_stop_and_are_tried_again_in_a_while() -> None:
-    """A row beside one decoder turns out to cost half as much again as the step, as no token of a prompt did."""
+    """A guess beside one decoder turns out to cost one and a half times the step."""
     scheduler = Scheduler(EngineConfig(400, max_num_seqs=4, num_speculative_tokens=4))
     sequence = Sequence([7] * 40, SamplingParams(max_tokens=300))
     scheduler.add(sequence)
