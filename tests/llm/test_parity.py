@@ -29,7 +29,7 @@ from llm.sequence import Sequence, TokenEvent
 transformers = pytest.importorskip("transformers")
 
 CPU = torch.device("cpu")
-POSITIONS, PROMPT, NEW = 128, 40, 64
+POSITIONS, PROMPT, NEW = 128, 40, 32
 GREEDY = SamplingParams(max_tokens=NEW, temperature=0.0)
 ENDLESS: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 LLAMA: dict[str, Any] = {
