@@ -3,8 +3,10 @@
     config.json             {"format": "causerie", "version": 1, "template": "plain",
                              "tokenizer": {"file": "tokenizer.tiktoken", "encoding": "gpt2"},
                              "model": {fields of ModelConfig; those with a default may be left out}}
-                            other templates and tokenizers, and their files: wording.py
-    model.safetensors       parameters under the Decoder's own names, F16, BF16, F32 or F64; a tied head once
+                            other templates and tokenizers, and their files: wording.py;
+                            "quantization": {"head.weight": "q8_0", …} names what is stored in groups
+    model.safetensors       parameters under the Decoder's own names, F16, BF16, F32 or F64; a tied head once;
+                            groups of 32 (adapt/quant.py) as U8, (out, in / 32 · bytes of a block)
     tokenizer.tiktoken      the vocabulary
     generation_config.json  sampling policy under Hugging Face's names, and default_system
     samples.jsonl           training conversations for the prompt proof
@@ -22,19 +24,22 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from llm.adapt.quant import BLOCK_BYTES, GROUP, Format, QuantTensor
 from llm.chat.template import ChatTemplate
 from llm.checkpoint.policy import dump_defaults, read_defaults
 from llm.checkpoint.record import (
     Checkpoint,
     Sample,
+    Weight,
     architecture_of,
     count_types,
     expected_shapes,
@@ -51,7 +56,7 @@ from llm.checkpoint.safetensors import (
     stored_types,
 )
 from llm.checkpoint.samples import dump_samples, read_samples
-from llm.checkpoint.wording import read_conversation, read_tokenizer, write_wording
+from llm.checkpoint.wording import Wording, read_conversation, read_tokenizer, write_wording
 from llm.config import MAX_DIMENSION, GenerationDefaults, ModelConfig
 from llm.errors import CheckpointError
 from llm.fields import MAX_JSON_BYTES, Fields, parse_object, read_bytes
@@ -71,13 +76,14 @@ def open_folder(path: Path) -> Checkpoint:
     config = _model_config(top.inner("model"))
     tokenizer = read_tokenizer(path, top.inner("tokenizer"))
     template_name = top.text("template")
+    formats = _formats(top)
     top.done()
     if tokenizer.vocab_size > config.vocab_size:
         raise CheckpointError(
             f"{path}: the tokenizer has {tokenizer.vocab_size} ids, vocab_size is only {config.vocab_size}"
         )
     weights = path / "model.safetensors"
-    headers = _check_header(weights, config)
+    headers = _check_header(weights, config, formats)
     defaults, notes = read_defaults(path / "generation_config.json")
     template, defaults = read_conversation(path, template_name, tokenizer, defaults)
     return Checkpoint(
@@ -92,8 +98,11 @@ def open_folder(path: Path) -> Checkpoint:
         samples=_open_samples(path / "samples.jsonl", tokenizer),
         notes=notes + vocabulary_notes(tokenizer, config),
         digest=file_digest(weights),
-        stored=count_types(stored_types(headers.values())),
-        read=lambda: read_tensors(weights, headers),
+        stored=_stored(headers, formats),
+        read=lambda: (
+            (name, _grouped(tensor, formats[name]) if name in formats else tensor)
+            for name, tensor in read_tensors(weights, headers)
+        ),
     )
 
 
@@ -131,11 +140,34 @@ def _model_config(model: Fields) -> ModelConfig:
         model.refuse(str(error))
 
 
+def _formats(top: Fields) -> dict[str, Format]:
+    """Name of a parameter → the format of its groups; most folders say nothing and have none."""
+    if "quantization" not in top:
+        top.skip("quantization")
+        return {}
+    fields = top.inner("quantization")
+    formats = {name: fields.text(name) for name in fields.left()}
+    for name, format in formats.items():
+        if format not in BLOCK_BYTES:
+            fields.refuse(f"{some([name])} must be {' or '.join(BLOCK_BYTES)}, got {format[:64]!r}")
+    return cast(dict[str, Format], formats)
+
+
+def _grouped(data: Tensor, format: Format) -> QuantTensor:
+    return QuantTensor(format, (data.shape[0], data.shape[1] // BLOCK_BYTES[format] * GROUP), data)
+
+
+def _stored(headers: Mapping[str, TensorHeader], formats: Mapping[str, Format]) -> dict[str, int]:
+    """How many weights there are of each type."""
+    grouped = ((f, headers[name].numel // BLOCK_BYTES[f] * GROUP) for name, f in formats.items())
+    return count_types([*grouped, *stored_types(h for name, h in headers.items() if name not in formats)])
+
+
 def _open_samples(path: Path, tokenizer: Tokenizer) -> list[Sample]:
     return read_samples(path, tokenizer.vocab_size) if path.exists() else []
 
 
-def _check_header(path: Path, config: ModelConfig) -> dict[str, TensorHeader]:
+def _check_header(path: Path, config: ModelConfig, formats: Mapping[str, Format]) -> dict[str, TensorHeader]:
     """Compare names, shapes and types in the file's header with the configuration. Reads no weight."""
     headers = read_header(path)
     if config.num_layers > len(headers):
@@ -147,14 +179,29 @@ def _check_header(path: Path, config: ModelConfig) -> dict[str, TensorHeader]:
         raise CheckpointError(f"{path}: missing {some(missing)}")
     if extra := [name for name in headers if name not in shapes]:
         raise CheckpointError(f"{path}: unexpected {some(extra)}")
+    if extra := [name for name in formats if name not in shapes]:
+        raise CheckpointError(f"{path.parent}: quantization names {some(extra)}, which the network has not")
     for name, shape in shapes.items():
+        if name in formats:
+            shape = _grouped_shape(path, name, shape, formats[name])
         if headers[name].shape != shape:
             raise CheckpointError(
                 f"{path}: {name} has shape {list(headers[name].shape)}, config.json says {list(shape)}"
             )
-        if headers[name].dtype not in READABLE:
+        if name in formats and headers[name].dtype != "U8":
+            raise CheckpointError(f"{path}: {name} has type {headers[name].dtype}, groups are stored as U8")
+        if name not in formats and headers[name].dtype not in READABLE:
             raise refuse_type(path, name, headers[name].dtype)
     return headers
+
+
+def _grouped_shape(path: Path, name: str, shape: tuple[int, ...], format: Format) -> tuple[int, ...]:
+    """Of the bytes of a matrix of that shape."""
+    if len(shape) != 2 or shape[1] % GROUP:
+        raise CheckpointError(
+            f"{path.parent}: quantization: {name} of shape {list(shape)} has no rows of groups of {GROUP}"
+        )
+    return shape[0], shape[1] // GROUP * BLOCK_BYTES[format]
 
 
 def save_folder(
@@ -181,16 +228,47 @@ def save_folder(
         CheckpointError: a weight is NaN, infinite, or too large for dtype; or as write_wording.
     """
     path = Path(path)
-    weights = _finite_weights(path, model, dtype)
     wording = write_wording(tokenizer, template, defaults)
-    config = {"format": FORMAT, "version": VERSION, "model": asdict(model.config), **wording.fields}
+    weights = _finite_weights(path, model, dtype)
+    _write_folder(path, model.config, weights, wording, defaults, samples, card)
+
+
+def save_weights(path: str | Path, checkpoint: Checkpoint, weights: Mapping[str, Weight], card: str) -> None:
+    """The same for a checkpoint whose weights were put in another form; written as they are.
+
+    Args:
+        weights: every parameter, finite.
+
+    Raises:
+        CheckpointError: as write_wording.
+    """
+    defaults = checkpoint.defaults
+    wording = write_wording(checkpoint.tokenizer, checkpoint.template, defaults)
+    _write_folder(Path(path), checkpoint.config, weights, wording, defaults, checkpoint.samples, card)
+
+
+def _write_folder(
+    path: Path,
+    network: ModelConfig,
+    weights: Mapping[str, Weight],
+    wording: Wording,
+    defaults: GenerationDefaults,
+    samples: Sequence[Sample],
+    card: str,
+) -> None:
+    """See save_folder."""
+    config = {"format": FORMAT, "version": VERSION, "model": asdict(network), **wording.fields}
+    grouped = {name: weight for name, weight in weights.items() if isinstance(weight, QuantTensor)}
+    if grouped:
+        config["quantization"] = {name: weight.format for name, weight in grouped.items()}
+    tensors = {name: w.data if isinstance(w, QuantTensor) else w for name, w in weights.items()}
     path.mkdir(parents=True, exist_ok=True)
     temporary = Path(
         tempfile.mkdtemp(prefix=".saving-", dir=path)
     )  # inside: a mount point's sibling is elsewhere
     try:
         _write(temporary / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
-        save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+        save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
         shutil.copymode(temporary / "config.json", temporary / "model.safetensors")  # it writes mode 0600
         for name, content in wording.files.items():
             (temporary / name).write_bytes(content)
