@@ -11,6 +11,7 @@ position, p the reference's distribution and q the format's, over the ids that m
 
 All in float64. The reference is the checkpoint as it is stored, unpacked to float32: of weights that are
 stored in groups, `auto` keeps every bit, and what is left is the rounding of activations and of the KV cache.
+With --against-checkpoint it is another one, such as the original of a quantised folder.
 A conversation is read as it would be served: alone, rendered by the checkpoint's template; what it shares
 with the one before, such as a system prompt, counts once. Refuses to know what a format is and which kernel
 computes it.
@@ -227,6 +228,24 @@ def _held_out() -> list[list[Message]]:
     return [[*case.messages, Message("assistant", facts[case.fact].answer)] for case in cases]
 
 
+def check_comparable(original: Checkpoint, checkpoint: Checkpoint, windows: Sequence[Window]) -> None:
+    """That both mean the same by an id, as far as the windows show, and that the original can read them.
+
+    Raises:
+        OptionError: they do not, or it cannot.
+    """
+    asked = f"--against-checkpoint {original.path}"
+    theirs, ours = original.tokenizer, checkpoint.tokenizer
+    if (theirs.vocab_size, dict(theirs.control)) != (ours.vocab_size, dict(ours.control)):
+        raise OptionError(f"{asked}: {theirs.vocab_size} ids, not the {ours.vocab_size} of {checkpoint.name}")
+    ids = {i for window in windows for i in window.ids}
+    if other := [i for i in ids if theirs.token_bytes(i) != ours.token_bytes(i)]:
+        raise OptionError(f"{asked}: id {other[0]} is another token than that of {checkpoint.name}")
+    longest = max(len(window.ids) for window in windows) - 1
+    if longest > original.config.num_positions:
+        raise OptionError(f"{asked}: {original.config.num_positions} positions, the text has {longest}")
+
+
 def parse_formats(text: str) -> list[str]:
     """Names of formats, each once: "auto,int8" → ["auto", "int8"].
 
@@ -252,6 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add(
         "--reference", choices=("eager", "native"), default="eager", help="who computes the unquantised model"
     )
+    add("--against-checkpoint", type=Path, metavar="PATH", help="the reference, if it is another checkpoint")
     add("--threads", type=int, help="default: every usable core")
     add("--json", type=Path, help="also write the JSON line to this file")
     return run_command(parser, _measure, argv)
@@ -268,13 +288,17 @@ def _measure(options: argparse.Namespace) -> int:
     windows = read_windows(options.text, checkpoint, options.positions)
     longest = max(len(window.ids) for window in windows) - 1
     load = _loader(checkpoint, longest, threads)
-    reference = load("none", "float32", options.reference)
+    original = checkpoint
+    if options.against_checkpoint is not None:
+        original = open_checkpoint(locate_checkpoint(options.against_checkpoint, ROOT))
+        check_comparable(original, checkpoint, windows)
+    reference = _loader(original, longest, threads)("none", "float32", options.reference)
     print(f"hardware   {describe(CPU)}")
     print(
         f"model      {checkpoint.name}, {checkpoint.kind}; weights stored as {', '.join(checkpoint.stored)}"
     )
     print(f"text       {_text_name(options)}: {len(windows)} windows of at most {longest} positions")
-    print(f"reference  {reference.about}; {_megabytes(reference):.1f} MB of weights")
+    print(f"reference  {original.name}, {reference.about}; {_megabytes(reference):.1f} MB of weights")
     print(_row("format", "weights MB", "perplexity", "Δ %", "mean KL", "p99 KL", "top-1 %", "positions"))
     vocab_size = min(checkpoint.config.vocab_size, checkpoint.tokenizer.vocab_size)
     rows = {}
@@ -283,7 +307,8 @@ def _measure(options: argparse.Namespace) -> int:
         quality = compare_windows(reference, other, windows, vocab_size=vocab_size)
         rows[name] = {"runner": other.about, "weights_mb": round(_megabytes(other), 2), **asdict(quality)}
         print(_quality_row(name, _megabytes(other), quality), flush=True)
-    _finish(options, {"checkpoint": checkpoint.name, "digest": checkpoint.digest, "formats": rows})
+    found = {"checkpoint": checkpoint.name, "digest": checkpoint.digest, "against": original.name}
+    _finish(options, {**found, "formats": rows})
     return 0
 
 

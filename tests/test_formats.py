@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from llm.chat.template import Message, encode_prompt
 from llm.checkpoint import load_model, open_checkpoint, save_folder, save_state_dict
 from llm.config import COURSE_DEFAULTS, ModelConfig, SamplingParams
 from llm.generate import generate_cached
@@ -176,6 +177,7 @@ def hf_gpt2(folder: Path, model: Decoder) -> Path:
     return folder
 
 
+TURNS = [Message("user", "héllo <|endoftext|>"), Message("assistant", "yes"), Message("user", "and?")]
 Write = Callable[[Path, Decoder], Path]
 LLAMA_FORMATS: list[Write] = [hf_llama, hf_llama_sharded, hf_llama_bin, gguf, litgpt]
 GPT_FORMATS: list[Write] = [bare, bare_compiled, bare_apart, nanogpt, hf_gpt2]
@@ -200,6 +202,29 @@ def test_every_format_holds_the_same_network(tmp_path: Path, config: ModelConfig
     assert said == expected and len(set(said)) > 3, "a reply worth comparing"
     plain = [token for token in said if token < 256]
     assert checkpoint.tokenizer.decode(plain) == bytes(plain).decode(errors="replace")
+
+
+@pytest.mark.parametrize(
+    ("config", "write"),
+    [(LLAMA_CONFIG, write) for write in LLAMA_FORMATS] + [(GPT_CONFIG, write) for write in GPT_FORMATS],
+    ids=lambda value: getattr(value, "__name__", "llama" if value is LLAMA_CONFIG else "gpt"),
+)
+def test_every_format_can_be_saved_as_ours(tmp_path: Path, config: ModelConfig, write: Write) -> None:
+    model = model_of(config)
+    heads = config.num_heads if write in (bare, bare_compiled, bare_apart) else None
+    theirs = open_checkpoint(write(tmp_path, model), num_heads=heads)
+    folder = tmp_path / "saved"
+    save_folder(
+        folder, model, theirs.tokenizer, theirs.template, theirs.defaults, [], "", dtype=torch.float32
+    )
+    saved = open_checkpoint(folder)
+    assert (saved.kind, saved.config, saved.defaults) == ("folder", theirs.config, theirs.defaults)
+    assert saved.template.name == theirs.template.name
+    prompts = [encode_prompt(c.tokenizer, c.template, TURNS) for c in (saved, theirs)]
+    assert prompts[0] == prompts[1]
+    assert saved.tokenizer.decode(prompts[0]) == theirs.tokenizer.decode(prompts[0])
+    loaded = load_model(saved, torch.device("cpu"), torch.float32)
+    assert torch.equal(logits(loaded), logits(model))
 
 
 def logits(model: Decoder) -> Tensor:

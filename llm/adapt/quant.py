@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 Format = Literal["q8_0", "q4_0", "q4_1"]
+Fit = Literal["nearest", "fitted"]
 GROUP = 32
 """Weights that share a scale, in every format here."""
 BLOCK_BYTES: dict[Format, int] = {"q8_0": 34, "q4_0": 18, "q4_1": 20}
@@ -136,13 +137,14 @@ def pad_inputs(weight: Tensor) -> Tensor:
     return torch.nn.functional.pad(weight, (0, missing)) if missing else weight
 
 
-def quantize(weight: Tensor, format: Format) -> QuantTensor:
+def quantize(weight: Tensor, format: Format, fit: Fit = "fitted") -> QuantTensor:
     """Floats (out, in) of any type and strides, in a multiple of 32 (`pad_inputs`), rounded to a format.
 
     In q8_0 and q4_0 the bytes are those of GGUF's own quantiser, except where float16 has fewer than 11 bits
     for the scale (q8_0: no weight of the group beyond 0.0077): there the scale is rounded up and the weights
-    to multiples of it. In q4_1, scale and minimum are fitted to the group, see `_fit_q4_1`. Works through the
-    rows in chunks: temporary memory is about 2 MiB, or a row's if more.
+    to multiples of it. In q4_1, scale and minimum are fitted to the group, see `fit_q4_1`, or with "nearest"
+    its least and greatest weight are codes 0 and 15. Works through the rows in chunks: temporary memory is
+    about 2 MiB, or a row's if more.
 
     Raises:
         ValueError: a group's scale is no float16: NaN, infinity, or weights far beyond ±65504.
@@ -154,11 +156,26 @@ def quantize(weight: Tensor, format: Format) -> QuantTensor:
     step = max(1, _CHUNK_BYTES // (_FIT_BYTES * max(1, columns)))
     for start in range(0, rows, step):
         some = weight.detach()[start : start + step].float().contiguous()
-        scales, codes = _FIT[format](some.view(-1, columns // GROUP, GROUP))
+        groups = some.view(-1, columns // GROUP, GROUP)
+        scales, codes = _round_q4_1(groups, fit) if format == "q4_1" else _FIT[format](groups)
         scales = scales.half()
         _check_scales(format, scales, start)
         _store(format, blocks[start : start + step], scales, codes)
     return QuantTensor(format, (rows, columns), blocks.flatten(1))
+
+
+def assemble_q4_1(scales: Tensor, codes: Tensor) -> QuantTensor:
+    """A matrix from the scale and minimum of each group, (out, in / 32, 2), and 0..15, (out, in / 32, 32).
+
+    Raises:
+        ValueError: a scale is no float16.
+    """
+    rows, groups = codes.shape[:2]
+    blocks = torch.empty((rows, groups, BLOCK_BYTES["q4_1"]), dtype=torch.uint8)
+    scales = scales.half()
+    _check_scales("q4_1", scales, 0)
+    _store("q4_1", blocks, scales, codes)
+    return QuantTensor("q4_1", (rows, groups * GROUP), blocks.flatten(1))
 
 
 def _check_scales(kind: Format, scales: Tensor, start: int) -> None:
@@ -199,8 +216,14 @@ def _fit_q4_0(groups: Tensor) -> tuple[Tensor, Tensor]:
     return scale, (groups * _inverse(scale)).add_(8.5).clamp_(0, 15)
 
 
-def _fit_q4_1(groups: Tensor) -> tuple[Tensor, Tensor]:
-    """As _fit_q8_0, with scale d and minimum m.
+def _round_q4_1(groups: Tensor, fit: Fit) -> tuple[Tensor, Tensor]:
+    """As _fit_q8_0, with a scale and a minimum for each group."""
+    fitted = fit_q4_1(groups, 0 if fit == "nearest" else _FITS)
+    return fitted, nearest_q4_1(groups, fitted[..., :1], fitted[..., 1:])
+
+
+def fit_q4_1(groups: Tensor, rounds: int = _FITS) -> Tensor:
+    """Weights (..., 32) → their scale d and minimum m, (..., 2), as float16 will hold them.
 
     Lines through the least and the greatest weight serve the two worst; from there d and m and the whole
     numbers are chosen in turns, each the best for the other (least squares; nearest number).
@@ -208,19 +231,18 @@ def _fit_q4_1(groups: Tensor) -> tuple[Tensor, Tensor]:
     minimum = groups.amin(-1, keepdim=True)
     scale = (groups.amax(-1, keepdim=True) - minimum) / 15
     mean = groups.mean(-1, keepdim=True)
-    for _ in range(_FITS):
-        codes = _nearest(groups, scale, minimum)
+    for _ in range(rounds):
+        codes = nearest_q4_1(groups, scale, minimum)
         middle = codes.mean(-1, keepdim=True)
         codes.sub_(middle)
         slope = (codes * groups).sum(-1, keepdim=True)
         spread = codes.square_().sum(-1, keepdim=True)
         scale = torch.where(spread == 0, scale, slope / spread)  # 0: all weights of the group are equal
         minimum = mean - scale * middle
-    scale, minimum = _storable(scale).half().float(), minimum.half().float()
-    return torch.cat([scale, minimum], -1), _nearest(groups, scale, minimum)
+    return torch.cat([_storable(scale), minimum], -1).half().float()
 
 
-def _nearest(groups: Tensor, scale: Tensor, minimum: Tensor) -> Tensor:
+def nearest_q4_1(groups: Tensor, scale: Tensor, minimum: Tensor) -> Tensor:
     """The whole numbers 0..15, as floats, that come closest to `groups`."""
     return (groups - minimum).mul_(_inverse(scale)).round_().clamp_(0, 15)
 
@@ -239,5 +261,4 @@ def _inverse(scale: Tensor) -> Tensor:
 _FIT: dict[Format, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
     "q8_0": _fit_q8_0,
     "q4_0": _fit_q4_0,
-    "q4_1": _fit_q4_1,
 }

@@ -80,6 +80,10 @@ class JinjaTemplate:
         bos_token, eos_token: what the template finds under these names.
         default_system: system message of a conversation that brings none; None leaves that to the template.
 
+    Attributes:
+        source: as given.
+        constants: bos_token and eos_token.
+
     Raises:
         CheckpointError: it is no template, includes files, does not end, or cannot write a user's message.
     """
@@ -95,9 +99,9 @@ class JinjaTemplate:
         eos_token: str = "",
         default_system: str | None = None,
     ) -> None:
-        self.default_system = default_system
+        self.default_system, self.source = default_system, source
+        self.constants = {"bos_token": bos_token, "eos_token": eos_token}
         self._control = ControlTokens(control)
-        self._constants = {"bos_token": bos_token, "eos_token": eos_token}
         try:
             self._program = Program(source)
             for probe in _PROBES:
@@ -171,7 +175,7 @@ class JinjaTemplate:
         if final is not None:
             text = _cut(text, final)
         segments = list(self._segments(text))
-        bos = Segment(self._constants["bos_token"], control=True)
+        bos = Segment(self.constants["bos_token"], control=True)
         return segments[1:] if segments[:2] == [bos, bos] else segments
 
     def text(self, messages: Sequence[Message], *, generate: bool = True) -> str:
@@ -203,7 +207,7 @@ class JinjaTemplate:
         if mark_final:
             turns[-1]["content"] = with_flag(by_user(messages[-1].content), FINAL)
         values: dict[str, object] = {
-            **self._constants,
+            **self.constants,
             **options,
             "messages": turns,
             "tools": [_by_user(tool.spec) for tool in tools] or None,

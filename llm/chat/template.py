@@ -91,8 +91,7 @@ class PlainTemplate:
     writes_tools = False
 
     def __init__(self, default_system: str | None = None, begin: str | None = None) -> None:
-        self.default_system = default_system
-        self._begin = [] if begin is None else [Segment(begin, control=True)]
+        self.default_system, self.begin = default_system, begin
 
     def render(
         self,
@@ -109,7 +108,7 @@ class PlainTemplate:
         messages = with_system(messages[:-1] if continue_final else messages, self.default_system)
         if tools:
             messages = instruct(messages, PLAIN, tools, between=" ")
-        segments = list(self._begin)
+        segments = [] if self.begin is None else [Segment(self.begin, control=True)]
         for message in spell_calls(messages, PLAIN):
             line = _one_line(message.content).strip()
             if message.role == "assistant":
@@ -148,15 +147,21 @@ def option_param(name: str) -> str:
     return f"chat_template_kwargs.{shown}"
 
 
-def get_template(name: str, default_system: str | None = None) -> PlainTemplate:
-    """The built-in template of that name.
+def get_template(name: str, default_system: str | None = None, begin: str | None = None) -> PlainTemplate:
+    """The built-in template of that name; the other arguments are its own.
 
     Raises:
         CheckpointError: no such template.
     """
     if name != PlainTemplate.name:
         raise CheckpointError(f"unknown chat template {name!r}, known: {PlainTemplate.name}")
-    return PlainTemplate(default_system)
+    return PlainTemplate(default_system, begin)
+
+
+def begin_of(tokenizer: Tokenizer) -> str | None:
+    """Spelling of the control token that every sequence begins with, if there is one."""
+    begin = tokenizer.begin_of_text
+    return next((text for text, token_id in tokenizer.control.items() if token_id == begin), None)
 
 
 def encode_segments(tokenizer: Tokenizer, segments: Sequence[Segment]) -> tuple[list[int], list[bool]]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from llm.chat.jinja import JinjaTemplate
-from llm.chat.template import ChatTemplate, Message, PlainTemplate
+from llm.chat.template import ChatTemplate, Message, PlainTemplate, begin_of
 from llm.config import GenerationDefaults
 from llm.errors import CheckpointError, RequestError
 from llm.tokenizer import Tokenizer
@@ -69,13 +69,11 @@ def read_dialogue(
     if tokenizer.end_of_text is not None:
         ends.add(tokenizer.end_of_text)
     if source is None:
-        begin = tokenizer.begin_of_text
-        spelling = next((text for text, i in tokenizer.control.items() if i == begin), None)
         warning = (
             "no chat template: conversations are written as plain System:/User:/Assistant: lines; "
             "a base model's answers will not be assistant-shaped"
         )
-        plain = PlainTemplate(begin=spelling)
+        plain = PlainTemplate(begin=begin_of(tokenizer))
         return Dialogue(plain, plain.stops, frozenset(ends), ["template: plain"], [warning])
     try:
         template = JinjaTemplate(

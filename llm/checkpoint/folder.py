@@ -3,44 +3,43 @@
     config.json             {"format": "causerie", "version": 1, "template": "plain",
                              "tokenizer": {"file": "tokenizer.tiktoken", "encoding": "gpt2"},
                              "model": {fields of ModelConfig; those with a default may be left out}}
-                            template is "plain", "chatml" or "jinja", which is in chat_template.jinja;
-                            tokenizer may be {"file": "tokenizer.json", "encoding": "json"} or
-                            {"encoding": "bytes"}
-    model.safetensors       parameters under the Decoder's own names, F16, BF16, F32 or F64; a tied head once
-    tokenizer.tiktoken      the vocabulary; beside a tokenizer.json, tokenizer_config.json may say its roles
+                            other templates and tokenizers, and their files: wording.py;
+                            "quantization": {"head.weight": "q8_0", …} names what is stored in groups
+    model.safetensors       parameters under the Decoder's own names, F16, BF16, F32 or F64; a tied head once;
+                            groups of 32 (adapt/quant.py) as U8, (out, in / 32 · bytes of a block)
+    tokenizer.tiktoken      the vocabulary
     generation_config.json  sampling policy under Hugging Face's names, and default_system
     samples.jsonl           training conversations for the prompt proof
     README.md               the model card
 
 Shapes and types come from the safetensors header and are compared with config.json before a weight is read.
-Refuses to know other formats, and any file that config.json places outside the folder.
+Whatever we can open, in any format, can be saved as one. Refuses to know other formats.
 
-    >>> save_folder("checkpoints/mine", model, tokenizer, "plain", COURSE_DEFAULTS, samples, card="# Mine")
+    >>> save_folder("checkpoints/mine", model, tokenizer, template, COURSE_DEFAULTS, samples, card="# Mine")
 """
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import MISSING, asdict, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llm.chat.chatml import END, ChatMLTemplate
-from llm.chat.template import ChatTemplate, get_template
-from llm.checkpoint.dialogue import read_dialogue
-from llm.checkpoint.hf.tokenizer import read_settings, read_text, spelling
+from llm.adapt.quant import BLOCK_BYTES, GROUP, Format, QuantTensor
+from llm.chat.template import ChatTemplate
 from llm.checkpoint.policy import dump_defaults, read_defaults
 from llm.checkpoint.record import (
     Checkpoint,
     Sample,
+    Weight,
     architecture_of,
     count_types,
     expected_shapes,
@@ -57,15 +56,14 @@ from llm.checkpoint.safetensors import (
     stored_types,
 )
 from llm.checkpoint.samples import dump_samples, read_samples
+from llm.checkpoint.wording import Wording, read_conversation, read_tokenizer, write_wording
 from llm.config import MAX_DIMENSION, GenerationDefaults, ModelConfig
 from llm.errors import CheckpointError
 from llm.fields import MAX_JSON_BYTES, Fields, parse_object, read_bytes
 from llm.model import Decoder
-from llm.tokenizer import END_OF_TEXT, ByteTokenizer, TiktokenTokenizer, Tokenizer, load_tiktoken
-from llm.tokenizer.json import load_tokenizer_json
+from llm.tokenizer import Tokenizer
 
 FORMAT, VERSION = "causerie", 1
-MAX_TOKENIZER_BYTES = 64 << 20
 
 
 def open_folder(path: Path) -> Checkpoint:
@@ -76,17 +74,18 @@ def open_folder(path: Path) -> Checkpoint:
     """
     top = _config_json(path)
     config = _model_config(top.inner("model"))
-    tokenizer = _open_tokenizer(path, top.inner("tokenizer"))
+    tokenizer = read_tokenizer(path, top.inner("tokenizer"))
     template_name = top.text("template")
+    formats = _formats(top)
     top.done()
     if tokenizer.vocab_size > config.vocab_size:
         raise CheckpointError(
             f"{path}: the tokenizer has {tokenizer.vocab_size} ids, vocab_size is only {config.vocab_size}"
         )
     weights = path / "model.safetensors"
-    headers = _check_header(weights, config)
+    headers = _check_header(weights, config, formats)
     defaults, notes = read_defaults(path / "generation_config.json")
-    template, defaults = _conversation(path, template_name, tokenizer, defaults)
+    template, defaults = read_conversation(path, template_name, tokenizer, defaults)
     return Checkpoint(
         path=path,
         name=path.resolve().name,
@@ -99,8 +98,11 @@ def open_folder(path: Path) -> Checkpoint:
         samples=_open_samples(path / "samples.jsonl", tokenizer),
         notes=notes + vocabulary_notes(tokenizer, config),
         digest=file_digest(weights),
-        stored=count_types(stored_types(headers.values())),
-        read=lambda: read_tensors(weights, headers),
+        stored=_stored(headers, formats),
+        read=lambda: (
+            (name, _grouped(tensor, formats[name]) if name in formats else tensor)
+            for name, tensor in read_tensors(weights, headers)
+        ),
     )
 
 
@@ -138,59 +140,34 @@ def _model_config(model: Fields) -> ModelConfig:
         model.refuse(str(error))
 
 
-def _open_tokenizer(path: Path, spec: Fields) -> Tokenizer:
-    encoding = spec.text("encoding")
-    if encoding == "bytes":
-        spec.done()
-        return ByteTokenizer()
-    name = spec.text("file")
-    spec.done()
-    file = path / name
-    if Path(name).name != name or "\\" in name or not file.resolve().is_relative_to(path.resolve()):
-        spec.refuse(f"file must be a plain file name inside the folder, got {name[:64]!r}")
-    if not file.is_file():
-        spec.refuse(f"file {name[:64]!r} is not there")
-    if file.stat().st_size > MAX_TOKENIZER_BYTES:
-        spec.refuse(f"file {name[:64]!r} is larger than the limit of {MAX_TOKENIZER_BYTES} bytes")
-    if encoding == "json":
-        return load_tokenizer_json(file, config=read_settings(path))[0]
-    return load_tiktoken(file, encoding)
+def _formats(top: Fields) -> dict[str, Format]:
+    """Name of a parameter → the format of its groups; most folders say nothing and have none."""
+    if "quantization" not in top:
+        top.skip("quantization")
+        return {}
+    fields = top.inner("quantization")
+    formats = {name: fields.text(name) for name in fields.left()}
+    for name, format in formats.items():
+        if format not in BLOCK_BYTES:
+            fields.refuse(f"{some([name])} must be {' or '.join(BLOCK_BYTES)}, got {format[:64]!r}")
+    return cast(dict[str, Format], formats)
 
 
-def _conversation(
-    path: Path, name: str, tokenizer: Tokenizer, defaults: GenerationDefaults
-) -> tuple[ChatTemplate, GenerationDefaults]:
-    """The template of that name, and the policy with what ends a reply in it."""
-    system = defaults.default_system
-    if name == "jinja":
-        file, settings = path / "chat_template.jinja", read_settings(path)
-        dialogue = read_dialogue(
-            str(path),
-            read_text(file),
-            tokenizer,
-            bos_token=spelling(settings, "bos_token"),
-            eos_token=spelling(settings, "eos_token"),
-            default_system=system,
-        )
-        template: ChatTemplate = dialogue.template
-        stop, ends = dialogue.stop, dialogue.stop_token_ids
-    elif name == ChatMLTemplate.name:
-        template = chatml = ChatMLTemplate(system, tokenizer.control)
-        stop, ends = chatml.stops, frozenset({tokenizer.control[END]} if END in tokenizer.control else ())
-    else:
-        try:
-            return get_template(name[:64], system), defaults
-        except CheckpointError as error:
-            raise CheckpointError(f"{path}: {error}, chatml, jinja") from None
-    ends = ends | defaults.stop_token_ids
-    return template, replace(defaults, stop=defaults.stop or stop, stop_token_ids=ends)
+def _grouped(data: Tensor, format: Format) -> QuantTensor:
+    return QuantTensor(format, (data.shape[0], data.shape[1] // BLOCK_BYTES[format] * GROUP), data)
+
+
+def _stored(headers: Mapping[str, TensorHeader], formats: Mapping[str, Format]) -> dict[str, int]:
+    """How many weights there are of each type."""
+    grouped = ((f, headers[name].numel // BLOCK_BYTES[f] * GROUP) for name, f in formats.items())
+    return count_types([*grouped, *stored_types(h for name, h in headers.items() if name not in formats)])
 
 
 def _open_samples(path: Path, tokenizer: Tokenizer) -> list[Sample]:
     return read_samples(path, tokenizer.vocab_size) if path.exists() else []
 
 
-def _check_header(path: Path, config: ModelConfig) -> dict[str, TensorHeader]:
+def _check_header(path: Path, config: ModelConfig, formats: Mapping[str, Format]) -> dict[str, TensorHeader]:
     """Compare names, shapes and types in the file's header with the configuration. Reads no weight."""
     headers = read_header(path)
     if config.num_layers > len(headers):
@@ -202,21 +179,36 @@ def _check_header(path: Path, config: ModelConfig) -> dict[str, TensorHeader]:
         raise CheckpointError(f"{path}: missing {some(missing)}")
     if extra := [name for name in headers if name not in shapes]:
         raise CheckpointError(f"{path}: unexpected {some(extra)}")
+    if extra := [name for name in formats if name not in shapes]:
+        raise CheckpointError(f"{path.parent}: quantization names {some(extra)}, which the network has not")
     for name, shape in shapes.items():
+        if name in formats:
+            shape = _grouped_shape(path, name, shape, formats[name])
         if headers[name].shape != shape:
             raise CheckpointError(
                 f"{path}: {name} has shape {list(headers[name].shape)}, config.json says {list(shape)}"
             )
-        if headers[name].dtype not in READABLE:
+        if name in formats and headers[name].dtype != "U8":
+            raise CheckpointError(f"{path}: {name} has type {headers[name].dtype}, groups are stored as U8")
+        if name not in formats and headers[name].dtype not in READABLE:
             raise refuse_type(path, name, headers[name].dtype)
     return headers
+
+
+def _grouped_shape(path: Path, name: str, shape: tuple[int, ...], format: Format) -> tuple[int, ...]:
+    """Of the bytes of a matrix of that shape."""
+    if len(shape) != 2 or shape[1] % GROUP:
+        raise CheckpointError(
+            f"{path.parent}: quantization: {name} of shape {list(shape)} has no rows of groups of {GROUP}"
+        )
+    return shape[0], shape[1] // GROUP * BLOCK_BYTES[format]
 
 
 def save_folder(
     path: str | Path,
     model: Decoder,
     tokenizer: Tokenizer,
-    template_name: str,
+    template: ChatTemplate | str,
     defaults: GenerationDefaults,
     samples: Sequence[Sample],
     card: str,
@@ -228,33 +220,58 @@ def save_folder(
     first time is whole or is no checkpoint, and every single file is always whole.
 
     Args:
+        template: or the name of a built-in one.
         card: Markdown for README.md: data, licence, evaluation.
         dtype: of the stored weights.
 
     Raises:
-        CheckpointError: a weight is NaN, infinite, or too large for dtype; or the vocabulary is of a kind
-            that a folder of ours cannot hold.
+        CheckpointError: a weight is NaN, infinite, or too large for dtype; or as write_wording.
     """
     path = Path(path)
+    wording = write_wording(tokenizer, template, defaults)
     weights = _finite_weights(path, model, dtype)
-    get_template(template_name)
-    config = {
-        "format": FORMAT,
-        "version": VERSION,
-        "model": asdict(model.config),
-        "tokenizer": tokenizer_spec(tokenizer),
-        "template": template_name,
-    }
+    _write_folder(path, model.config, weights, wording, defaults, samples, card)
+
+
+def save_weights(path: str | Path, checkpoint: Checkpoint, weights: Mapping[str, Weight], card: str) -> None:
+    """The same for a checkpoint whose weights were put in another form; written as they are.
+
+    Args:
+        weights: every parameter, finite.
+
+    Raises:
+        CheckpointError: as write_wording.
+    """
+    defaults = checkpoint.defaults
+    wording = write_wording(checkpoint.tokenizer, checkpoint.template, defaults)
+    _write_folder(Path(path), checkpoint.config, weights, wording, defaults, checkpoint.samples, card)
+
+
+def _write_folder(
+    path: Path,
+    network: ModelConfig,
+    weights: Mapping[str, Weight],
+    wording: Wording,
+    defaults: GenerationDefaults,
+    samples: Sequence[Sample],
+    card: str,
+) -> None:
+    """See save_folder."""
+    config = {"format": FORMAT, "version": VERSION, "model": asdict(network), **wording.fields}
+    grouped = {name: weight for name, weight in weights.items() if isinstance(weight, QuantTensor)}
+    if grouped:
+        config["quantization"] = {name: weight.format for name, weight in grouped.items()}
+    tensors = {name: w.data if isinstance(w, QuantTensor) else w for name, w in weights.items()}
     path.mkdir(parents=True, exist_ok=True)
     temporary = Path(
         tempfile.mkdtemp(prefix=".saving-", dir=path)
     )  # inside: a mount point's sibling is elsewhere
     try:
-        _write(temporary / "config.json", json.dumps(config, indent=2) + "\n")
-        save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+        _write(temporary / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
         shutil.copymode(temporary / "config.json", temporary / "model.safetensors")  # it writes mode 0600
-        if isinstance(tokenizer, TiktokenTokenizer):
-            (temporary / "tokenizer.tiktoken").write_bytes(_dump_ranks(tokenizer))
+        for name, content in wording.files.items():
+            (temporary / name).write_bytes(content)
         _write(temporary / "generation_config.json", dump_defaults(defaults))
         _write(temporary / "samples.jsonl", dump_samples(samples))
         _write(temporary / "README.md", card)
@@ -274,26 +291,3 @@ def _finite_weights(path: Path, model: Decoder, dtype: torch.dtype) -> dict[str,
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", newline="\n")
-
-
-def tokenizer_spec(tokenizer: Tokenizer) -> dict[str, str]:
-    """What config.json says about a tokenizer that a folder of ours can hold.
-
-    Raises:
-        CheckpointError: it is not a plain list of ranks with an end of text: such a one came from a file.
-    """
-    if isinstance(tokenizer, ByteTokenizer):
-        return {"encoding": "bytes"}
-    plain = {END_OF_TEXT: tokenizer.vocab_size - 1}
-    if not isinstance(tokenizer, TiktokenTokenizer) or tokenizer.control != plain:
-        raise CheckpointError(
-            "a folder of ours is saved with GPT-2's kind of vocabulary: ranks and one end of text, "
-            f"not {type(tokenizer).__name__} with {len(tokenizer.control)} control tokens"
-        )
-    return {"file": "tokenizer.tiktoken", "encoding": tokenizer.encoding}
-
-
-def _dump_ranks(tokenizer: TiktokenTokenizer) -> bytes:
-    """The tokenizer's ranks in tiktoken's format, in order; the end-of-text marker is implied."""
-    tokens = (tokenizer.token_bytes(rank) for rank in range(tokenizer.vocab_size - 1))
-    return b"".join(b"%s %d\n" % (base64.b64encode(token), rank) for rank, token in enumerate(tokens))

@@ -1,9 +1,9 @@
 """A checkpoint's sampling policy: generation_config.json ⇄ GenerationDefaults.
 
-Hugging Face's names (temperature, top_k, top_p, min_p, repetition_penalty, max_new_tokens, stop_strings) and
-our own default_system. A field that is absent or null takes GenerationDefaults' value; a field we do not know
-is reported in a note and not refused, since other tools write many. Refuses to know requests: their fields
-win over these elsewhere.
+Hugging Face's names (temperature, top_k, top_p, min_p, repetition_penalty, max_new_tokens, stop_strings,
+eos_token_id) and our own default_system. A field that is absent or null takes GenerationDefaults' value; a
+field we do not know is reported in a note and not refused, since other tools write many. Refuses to know
+requests: their fields win over these elsewhere.
 
 In a Hugging Face folder the numbers that are written count and those that are not are OpenAI's, since a
 client of this API expects temperature 1: not the top_k of 50 or the greedy choice that transformers has for
@@ -25,7 +25,7 @@ MAX_STOPS, MAX_STOP_CHARS, MAX_SYSTEM_CHARS = 16, 256, 4096
 
 def dump_defaults(defaults: GenerationDefaults) -> str:
     """The text of generation_config.json."""
-    values = {
+    values: dict[str, object] = {
         "temperature": defaults.temperature,
         "top_k": defaults.top_k,
         "top_p": defaults.top_p,
@@ -35,6 +35,8 @@ def dump_defaults(defaults: GenerationDefaults) -> str:
         "stop_strings": list(defaults.stop),
         "default_system": defaults.default_system,
     }
+    if defaults.stop_token_ids:
+        values["eos_token_id"] = sorted(defaults.stop_token_ids)
     return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -47,7 +49,7 @@ def read_defaults(path: Path) -> tuple[GenerationDefaults, list[str]]:
     if not path.exists():
         return GenerationDefaults(), [f"sampling: no {path.name}, so temperature 1, top_p 1, no stop strings"]
     fields = Fields(parse_object(read_bytes(path, MAX_JSON_BYTES), str(path)), str(path))
-    defaults = _read_numbers(fields)
+    defaults = replace(_read_numbers(fields), stop_token_ids=read_end_ids(fields))
     if "default_system" in fields:
         defaults = replace(defaults, default_system=_system(fields))
     return defaults, _ignored(fields, path)

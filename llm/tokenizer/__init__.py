@@ -15,9 +15,16 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Protocol
 
-from llm.tokenizer.bpe import END_OF_TEXT, TiktokenTokenizer, load_tiktoken
+from llm.tokenizer.bpe import END_OF_TEXT, TiktokenTokenizer, dump_tiktoken, load_tiktoken
 
-__all__ = ["END_OF_TEXT", "ByteTokenizer", "TiktokenTokenizer", "Tokenizer", "load_tiktoken"]
+__all__ = [
+    "END_OF_TEXT",
+    "ByteTokenizer",
+    "TiktokenTokenizer",
+    "Tokenizer",
+    "dump_tiktoken",
+    "load_tiktoken",
+]
 
 
 class Tokenizer(Protocol):

@@ -26,6 +26,7 @@ import tokenizers
 
 from llm.errors import CheckpointError
 from llm.tokenizer.added import AddedToken, AddedTokens, replace_surrogates
+from llm.tokenizer.description import Description
 from llm.tokenizer.patterns import PATTERNS, SplitPattern
 
 END_OF_TEXT = "<|endoftext|>"
@@ -52,7 +53,12 @@ class TiktokenTokenizer:
         added: tokens found in text by their spelling.
         unreachable: id → bytes of tokens that no text becomes.
         nfc: text is brought into Unicode's composed form first.
+
+    Attributes:
+        description: what it was made from, if that was more than ranks.
     """
+
+    description: Description | None = None
 
     def __init__(
         self,
@@ -184,6 +190,22 @@ def load_tiktoken(path: str | Path, encoding: str = "gpt2") -> TiktokenTokenizer
     if missing is not None:
         raise CheckpointError(f"{path}: byte {missing} has no token, so some text could not be encoded")
     return TiktokenTokenizer(ranks, encoding, control={END_OF_TEXT: end_of_text}, end_of_text=end_of_text)
+
+
+def dump_tiktoken(tokenizer: TiktokenTokenizer) -> bytes:
+    """The text of a `.tiktoken` file that `load_tiktoken` reads as this tokenizer, given its encoding.
+
+    Raises:
+        CheckpointError: it is more than ranks and an end of text where such a file has it.
+    """
+    tokens = {i: token for i in range(tokenizer.vocab_size) if (token := tokenizer.token_bytes(i))}
+    end_of_text = _PUBLISHED.get((tokenizer.encoding, len(tokens)), len(tokens))
+    if tokenizer.control != {END_OF_TEXT: end_of_text} or tokenizer.begin_of_text is not None:
+        raise CheckpointError(
+            "a file of ranks holds a vocabulary of GPT-2's kind: ranks and one end of text, "
+            f"not {type(tokenizer).__name__} with {len(tokenizer.control)} control tokens"
+        )
+    return b"".join(b"%s %d\n" % (base64.b64encode(token), rank) for rank, token in tokens.items())
 
 
 def _read_ranks(path: Path) -> dict[bytes, int]:

@@ -9,13 +9,15 @@ tokens exist once. Notes say which of the two it became and why; one that deserv
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 from llm.tokenizer import TiktokenTokenizer, Tokenizer
 from llm.tokenizer.byte_level import ALPHABET, Unproven, tiktoken_ranks
+from llm.tokenizer.description import Description, Roles
 from llm.tokenizer.hf import LibraryTokenizer, check_ids
 from llm.tokenizer.patterns import SplitPattern, recognise
-from llm.tokenizer.source import Roles, Source, read_source
+from llm.tokenizer.source import Source, read_source
 
 _PLAIN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 MAX_MATCHED = 1024
@@ -35,13 +37,20 @@ def build_tokenizer(spec: Mapping[str, object], where: str, roles: Roles) -> tup
     """
     source = read_source(spec, where, roles)
     try:
-        tokenizer: Tokenizer = _on_tiktoken(source)
+        tokenizer: TiktokenTokenizer | LibraryTokenizer = _on_tiktoken(source)
         how = f"on tiktoken (checked against its {len(source.merges)} merges)"
         note = f"tokenizer: byte-level BPE, {tokenizer.vocab_size} ids, {how}"
     except Unproven as reason:
         tokenizer = _on_library(source)
         note = f"tokenizer: {source.kind}, {tokenizer.vocab_size} ids, on the tokenizers library: {reason}"
+    tokenizer.description = Description(_dump(spec), roles)
     return tokenizer, [note, *_warnings(source)]
+
+
+def _dump(spec: Mapping[str, object]) -> bytes:
+    """The description as compact text: 2 MB of a vocabulary of 50,000, where its lists and strings take 9."""
+    text = json.dumps(spec, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "surrogatepass")  # as json reads it
 
 
 def _on_tiktoken(source: Source) -> TiktokenTokenizer:

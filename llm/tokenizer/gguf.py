@@ -18,9 +18,9 @@ from typing import Any
 from llm.errors import CheckpointError
 from llm.tokenizer import Tokenizer
 from llm.tokenizer.build import build_tokenizer
+from llm.tokenizer.description import Roles
 from llm.tokenizer.hf import MAX_TOKENS, SPACE
 from llm.tokenizer.patterns import PATTERNS
-from llm.tokenizer.source import Roles
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 MAX_PIECE = 512

@@ -21,6 +21,7 @@ import tokenizers
 from llm.errors import CauserieError, CheckpointError, RequestError
 from llm.tokenizer.added import replace_surrogates
 from llm.tokenizer.byte_level import to_bytes
+from llm.tokenizer.description import Description
 
 MAX_TOKENS = 1 << 24
 SPACE = "▁"
@@ -40,9 +41,14 @@ class LibraryTokenizer:
         end_of_text: the id that ends a document.
         begin_of_text: the id every sequence begins with.
 
+    Attributes:
+        description: what it was made from.
+
     Raises:
         CheckpointError: the library refuses it, its ids are not what it says, or its tokens have no bytes.
     """
+
+    description: Description | None = None
 
     def __init__(
         self,

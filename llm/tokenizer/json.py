@@ -8,7 +8,8 @@ before anything else reads them. Refuses to know checkpoints, chat templates and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +17,32 @@ from llm.errors import CheckpointError
 from llm.fields import parse_object, read_bytes
 from llm.tokenizer import END_OF_TEXT, Tokenizer
 from llm.tokenizer.build import build_tokenizer
+from llm.tokenizer.description import Roles
 from llm.tokenizer.patterns import PATTERNS
-from llm.tokenizer.source import Roles
 
 MAX_BYTES = 64 << 20
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 def load_tokenizer_json(
-    path: str | Path, *, config: Mapping[str, object] | None = None
+    path: str | Path,
+    *,
+    config: Mapping[str, object] | None = None,
+    control: Collection[str] = (),
 ) -> tuple[Tokenizer, list[str]]:
     """The tokenizer of a tokenizer.json, and notes about it.
 
     Args:
         path: the file.
         config: tokenizer_config.json beside it, parsed, or None.
+        control: tokens that only a template may use, beside those that either file marks.
 
     Raises:
         CheckpointError: in one line, anything that keeps it from being used.
     """
     path = Path(path)
-    return build_tokenizer(_read_object(path), str(path), roles_from_config(config or {}, str(path)))
+    roles = replace(roles_from_config(config or {}, str(path)), control=frozenset(control))
+    return build_tokenizer(_read_object(path), str(path), roles)
 
 
 def load_vocab_merges(
@@ -80,6 +86,12 @@ def roles_from_config(config: Mapping[str, object], where: str) -> Roles:
         end=_spelling(config, "eos_token", where),
         add_begin=add_begin if isinstance(add_begin, bool) else None,
     )
+
+
+def roles_to_config(roles: Roles) -> dict[str, object]:
+    """The fields of tokenizer_config.json from which `roles_from_config` reads all but `control`."""
+    fields = {"bos_token": roles.begin, "eos_token": roles.end, "add_bos_token": roles.add_begin}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _spelling(config: Mapping[str, object], name: str, where: str) -> str | None:

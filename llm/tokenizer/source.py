@@ -17,28 +17,12 @@ from typing import Any
 from llm.errors import CheckpointError
 from llm.tokenizer.added import AddedToken
 from llm.tokenizer.byte_level import Merge
+from llm.tokenizer.description import Roles
 from llm.tokenizer.hf import MAX_TOKENS
 
 MAX_LENGTH = 1 << 16
 """Characters of a token: merging a much longer one takes gigabytes."""
 _USUAL_ENDS = ("<|endoftext|>", "</s>", "<|end_of_text|>")
-
-
-@dataclass(frozen=True, slots=True)
-class Roles:
-    """Which tokens have a role, by spelling.
-
-    Attributes:
-        begin: begin of text.
-        end: end of text; None when the checkpoint does not say: a usual one is looked for.
-        add_begin: sequences begin with `begin`; None leaves it to the post-processor.
-        control: more spellings that only a template may use.
-    """
-
-    begin: str | None = None
-    end: str | None = None
-    add_begin: bool | None = None
-    control: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

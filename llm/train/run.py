@@ -16,7 +16,7 @@ import torch
 
 from llm.chat.template import ChatTemplate, get_template
 from llm.checkpoint import Sample, load_model, open_checkpoint, save_folder
-from llm.checkpoint.folder import tokenizer_spec
+from llm.checkpoint.wording import write_wording
 from llm.config import COURSE_DEFAULTS, GenerationDefaults, ModelConfig
 from llm.errors import DataError, OptionError
 from llm.model import Decoder, init_weights
@@ -30,7 +30,6 @@ from llm.train.report import Report
 from llm.train.vocabulary import SharedRows
 
 INTERRUPTED = 130
-TRAINABLE = ("folder", "state dict")
 TOKENIZER = Path("checkpoints/causette/tokenizer.tiktoken")
 
 
@@ -49,7 +48,7 @@ def start(options: argparse.Namespace) -> Start:
 
     Raises:
         OptionError: a shape flag beside --init, or a shape no model has.
-        CheckpointError: no such checkpoint or tokenizer.
+        CheckpointError: no such checkpoint or tokenizer, or one that cannot be saved again.
     """
     if options.init is None:
         path = TOKENIZER if options.tokenizer is None else options.tokenizer
@@ -61,12 +60,8 @@ def start(options: argparse.Namespace) -> Start:
         name = given[0].replace("_", "-") if given else "untied"
         raise OptionError(f"--{name}: --init brings shape and tokenizer, leave it out")
     checkpoint = open_checkpoint(options.init)
-    if checkpoint.template.name != "plain" or checkpoint.kind not in TRAINABLE:
-        raise OptionError(
-            f"--init {options.init}: training goes on from a {' or a '.join(TRAINABLE)} with the plain "
-            f"template, not from a {checkpoint.kind} with {checkpoint.template.name}"
-        )
-    tokenizer_spec(checkpoint.tokenizer)  # hours later is too late to learn that it cannot be saved
+    # hours later is too late to learn that it cannot be saved
+    write_wording(checkpoint.tokenizer, checkpoint.template, checkpoint.defaults)
     model = load_model(checkpoint, torch.device("cpu"), torch.float32).requires_grad_(True)
     return Start(model, checkpoint.tokenizer, checkpoint.template, checkpoint.defaults)
 
@@ -137,7 +132,7 @@ def run(
     )
     finished = train(trainer, batches, held, work, report)
     trained = trainer.model if shared is None else shared.expand(trainer.model)
-    save_folder(options.out, trained, begin.tokenizer, begin.template.name, begin.defaults, samples, card)
+    save_folder(options.out, trained, begin.tokenizer, begin.template, begin.defaults, samples, card)
     report.say(f"{options.out}: saved after step {trainer.step:,}; log, curve and training.pt are in {work}")
     if not finished:
         report.say("stopped by a signal: the same command with --resume goes on")

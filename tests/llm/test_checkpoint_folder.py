@@ -117,7 +117,7 @@ def test_an_absent_policy_is_openais_and_an_unknown_field_is_reported(folder: Pa
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda v: v.update(quantization=4), "unknown field 'quantization'"),
+        (lambda v: v.update(quantization=4), "quantization must be an object"),
         (lambda v: v["model"].update(rope=True), "model: unknown field 'rope'"),
         (lambda v: v["model"].pop("num_heads"), "model: num_heads is missing"),
         (lambda v: v["model"].update(width="32"), "width must be a whole number"),

@@ -22,7 +22,7 @@ from llm.sequence import Accepted
 from llm.tokenizer import ByteTokenizer, Tokenizer, load_tiktoken
 from llm.tokenizer.build import build_tokenizer
 from llm.tokenizer.chars import CharTokenizer
-from llm.tokenizer.source import Roles
+from llm.tokenizer.description import Roles
 from tests.masks import forbid
 from tests.small_vocabularies import make_spec
 

@@ -9,8 +9,8 @@ from llm.errors import CheckpointError
 from llm.tokenizer import TiktokenTokenizer, Tokenizer
 from llm.tokenizer.added import replace_surrogates
 from llm.tokenizer.build import build_tokenizer
+from llm.tokenizer.description import Roles
 from llm.tokenizer.hf import LibraryTokenizer
-from llm.tokenizer.source import Roles
 from tests.hard_text import HARD, LONG, hard_strings
 from tests.small_vocabularies import FAMILIES, ON_LIBRARY, ON_TIKTOKEN, make_spec, reference
 

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from llm.chat.template import Message, encode_prompt
 from llm.checkpoint import load_model, open_checkpoint
 from llm.config import SamplingParams
 from llm.generate import generate_cached
 from llm.train.pretrain import cut, main, split
+from tests.checkpoint_writers import LLAMA, random_weights, write_gguf
 
 SHAPE = ["--tokenizer", "bytes", "--layers", "2", "--heads", "2", "--width", "32", "--positions", "32"]
 RUN = ["--device", "cpu", "--batch-size", "8", "--warmup", "5", "--precision", "fp32"]
@@ -29,6 +31,24 @@ def test_it_learns_to_continue_text(tmp_path: Path) -> None:
     ids, _ = generate_cached(model, prompt, SamplingParams(max_tokens=10, temperature=0.0))
     assert checkpoint.tokenizer.decode(ids) == "two three."
     assert checkpoint.samples == []
+
+
+def test_it_goes_on_from_whatever_can_be_opened(tmp_path: Path) -> None:
+    """A GGUF in 8 bits with a template of its own: groups are unpacked, vocabulary and template stay."""
+    data, theirs, out = tmp_path / "book.txt", tmp_path / "theirs.gguf", tmp_path / "mine"
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|endoftext|>{% endfor %}"
+    fields = {"tokenizer.chat_template": template}
+    write_gguf(theirs, LLAMA, random_weights(LLAMA), fields=fields, kind=lambda name: "Q8_0")
+    data.write_text(TEXT)
+    learn = ["--steps", "1", "--lr", "1e-9", "--init", str(theirs)]
+    assert main(["--data", str(data), "--out", str(out), *RUN, *learn]) == 0
+    before, after = open_checkpoint(theirs), open_checkpoint(out)
+    assert (after.config, after.defaults) == (before.config, before.defaults)
+    prompts = [encode_prompt(c.tokenizer, c.template, [Message("user", "hé")]) for c in (before, after)]
+    assert prompts[0] == prompts[1] == list("user: hé".encode()) + [257]
+    old, new = (load_model(c, torch.device("cpu"), torch.float32) for c in (before, after))
+    for name, weight in old.named_parameters():
+        torch.testing.assert_close(new.get_parameter(name), weight, rtol=0, atol=1e-3)
 
 
 def test_split_keeps_the_end_for_validation() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from llm.chat.template import PlainTemplate
+from llm.chat.template import PlainTemplate, begin_of
 from llm.checkpoint.litgpt.open import has_litgpt_names, open_litgpt
 from llm.checkpoint.pt.heads import settle_heads
 from llm.checkpoint.pt.names import course_name, recognise
@@ -72,7 +72,7 @@ def _open_bare(path: Path, unwrapped: Unwrapped, num_heads: int | None) -> Check
         kind="state dict",
         architecture=architecture_of(config),
         config=config,
-        template=PlainTemplate(COURSE_DEFAULTS.default_system),
+        template=PlainTemplate(COURSE_DEFAULTS.default_system, begin_of(tokenizer)),
         tokenizer=tokenizer,
         defaults=COURSE_DEFAULTS,
         samples=[],

@@ -13,7 +13,7 @@ steps and files.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llm.adapt.quant import Format, QuantTensor, pad_inputs, quantize
+from llm.adapt.quant import Fit, Format, QuantTensor, pad_inputs, quantize
 from llm.config import ModelConfig
 from llm.errors import CheckpointError
 from llm.rope import Rotary
@@ -33,14 +33,29 @@ Quantization = Literal["none", "int8", "int4", "auto"]
 _TABLES = ("tokens.weight", "head.weight")
 
 
-def as_served(name: str, weight: Tensor | QuantTensor, quantization: Quantization) -> Tensor | QuantTensor:
+def is_matrix(name: str, shape: Sequence[int]) -> bool:
+    """Whether a parameter is one of those that the table above is about; positions are only looked up."""
+    return len(shape) == 2 and name != "positions.weight"
+
+
+def is_table(name: str) -> bool:
+    """Whether a matrix is the embedding or the head."""
+    return name in _TABLES
+
+
+def as_served(
+    name: str, weight: Tensor | QuantTensor, quantization: Quantization, fit: Fit = "fitted"
+) -> Tensor | QuantTensor:
     """The matrix in the format that the table above says.
+
+    Args:
+        fit: how floats become q4_1.
 
     Raises:
         CheckpointError: weights that the format cannot hold.
     """
     stored = weight.format if isinstance(weight, QuantTensor) else None
-    wanted: Format = "q4_1" if quantization == "int4" and name not in _TABLES else "q8_0"
+    wanted: Format = "q4_1" if quantization == "int4" and not is_table(name) else "q8_0"
     four_bits = stored in ("q4_0", "q4_1")
     if stored is not None and quantization != "none":
         if quantization == "auto" or stored == wanted or (quantization == "int4" and four_bits):
@@ -49,7 +64,7 @@ def as_served(name: str, weight: Tensor | QuantTensor, quantization: Quantizatio
     if quantization == "none":
         return floats
     try:
-        return quantize(pad_inputs(floats), wanted)
+        return quantize(pad_inputs(floats), wanted, fit)
     except ValueError as error:
         raise CheckpointError(f"{name}: {error}") from None
 
@@ -95,8 +110,7 @@ class ModelWeights:
         self.read_bytes = sum(size for name, size in sizes.items() if name not in tables)
 
     def _take(self, name: str, weight: Tensor | QuantTensor, quantization: Quantization) -> None:
-        is_matrix = len(weight.shape) == 2 and name != "positions.weight"
-        if not is_matrix:
+        if not is_matrix(name, weight.shape):
             floats = weight.dequantize() if isinstance(weight, QuantTensor) else weight
             self._floats[name] = padded(floats)
             return
