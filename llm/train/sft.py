@@ -109,7 +109,7 @@ def _encode(begin: Start, chats: Sequence[Chat], limit: int, what: str) -> list[
     if left := sum(not part for part in fitting):
         print(f"{left} of {len(chats)} {what} conversations left out: longer than {limit} tokens")
     if left == len(chats):
-        raise DataError(f"no {what} conversation fits the model's {limit} positions")
+        raise DataError(f"no {what} conversation fits in {limit} tokens")
     return [example for part in fitting for example in part]
 
 

@@ -17,9 +17,9 @@ from llm.train.report import read_log
 ROOT = Path(__file__).parents[2]
 STEPS = 120
 FLAGS = (
-    "--tokenizer bytes --layers 2 --heads 2 --width 32 --positions 96 --device cpu --batch-size 2 --pack "
+    "--tokenizer bytes --layers 2 --heads 2 --width 32 --positions 128 --device cpu --batch-size 2 --pack "
     f"--warmup 5 --steps {STEPS} --lr 0.01 --validation-share 0.2 --validate-every 4 --save-every 7 "
-    "--log-every 1 --accumulate 2 --window 48 --keep best"
+    "--log-every 1 --accumulate 2 --window 120 --keep best"
 ).split()
 
 

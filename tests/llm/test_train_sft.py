@@ -184,7 +184,7 @@ def test_split_is_seeded_and_leaves_something_to_learn() -> None:
         (["--device", "cuda:99"], "--device cuda:99"),
         (["--tokenizer", "none.tiktoken"], "none.tiktoken: cannot read the tokenizer"),
         (["--card", "none.md"], "none.md: cannot read"),
-        (["--positions", "8"], "no training conversation fits the model's 8 positions"),
+        (["--positions", "8"], "no training conversation fits in 8 tokens"),
         (["--init", "none"], "--layers: --init brings shape and tokenizer, leave it out"),
         (["--like", "none"], "--layers: --like brings shape and tokenizer, leave it out"),
         (["--like", "none", "--init", "none"], "--like: --init brings shape and weights, leave it out"),
