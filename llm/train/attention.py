@@ -22,7 +22,7 @@ class WrittenOut:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
         length = q.shape[1]
-        if length > LONGEST or window is not None:
+        if length > LONGEST or q.shape[2] != k.shape[2] or window is not None:
             return causal_attention(q, k, v, window)
         return written_out(q, k, v, seen_mask(length, length, None, q.device))
 
@@ -42,10 +42,10 @@ class Apart:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
         length = q.shape[1]
         seen = (self._together & seen_mask(length, length, window, q.device)).unsqueeze(1)  # (B, 1, T, T)
-        if self._written_out:
+        grouped = q.shape[2] != k.shape[2]
+        if self._written_out and not grouped:
             return written_out(q, k, v, seen)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H|K, T, D)
-        grouped = q.shape[1] != k.shape[1]
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=grouped)
         return out.transpose(1, 2)  # (B, T, H, D)
 
@@ -54,17 +54,13 @@ def written_out(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
     """Softmax attention by its formula.
 
     Args:
-        q: (B, T, H, D).
-        k, v: (B, T, K, D).
+        q, k, v: (B, T, H, D).
         seen: which keys each query sees, broadcastable to (B, H, T, T); every query sees one.
 
     Returns:
         (B, T, H, D)
     """
-    group = q.shape[2] // k.shape[2]
-    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H|K, T, D)
-    if group > 1:
-        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)  # (B, H, T, D)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, H, T, T)
     unseen = torch.zeros(seen.shape, device=q.device).masked_fill(~seen, -torch.inf)
     precise = scores.to(torch.promote_types(scores.dtype, torch.float32))

@@ -231,7 +231,7 @@ class Trainer:
         try:
             state = torch.load(path, map_location=self.model.device, weights_only=True)
             if state["data"] != self.data:
-                raise ValueError("the run had other data, another --batch-size or another --seed")
+                raise ValueError("the run had other data, other rows per step or another --seed")
             self.model.load_state_dict(state["model"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.step, self.minutes = int(state["step"]), float(state["minutes"])

@@ -30,6 +30,7 @@ from llm.train.shape import add_shape_flags
 from llm.train.shown import marked
 
 NUM_SAMPLES = 8
+ROW = 512
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,7 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="weight of the prompt's tokens in the loss",
     )
     add("--pack", action="store_true", help="several conversations per row, each seeing only itself")
-    add("--window", type=int, help="tokens per row of --pack (default: the model's positions)")
+    add(
+        "--window",
+        type=int,
+        help="tokens per row of --pack (default: the longest conversation's, at least 512)",
+    )
     add_run_flags(parser, batch_size=32, epochs=3, lr=1e-3)
     add_shape_flags(parser)
     return run_command(parser, _train, argv)
@@ -80,14 +85,15 @@ def _train(options: argparse.Namespace) -> int:
         examples, held = split(examples, options.validation_share, options.seed)
     batches: Batches = ChatBatches(examples, rows, options.seed, options.prompt_loss)
     if options.pack:
-        batches = PackedBatches(examples, limit, rows, options.seed, options.prompt_loss)
+        window = limit if options.window is not None else _row(examples, limit)
+        batches = PackedBatches(examples, window, rows, options.seed, options.prompt_loss)
     samples = pick_samples(chats, begin.tokenizer, begin.template, limit)
     seen = np.concatenate([example.ids for example in examples])
     return run(options, begin, batches, cut(held, options.batch_size), seen, samples, card)
 
 
 def _longest(options: argparse.Namespace, begin: Start) -> int:
-    """Tokens of the longest conversation that is learned from, and of a packed row."""
+    """Tokens of the longest conversation that is learned from."""
     positions = begin.model.config.num_positions
     if options.window is None:
         return positions
@@ -100,6 +106,11 @@ def _longest(options: argparse.Namespace, begin: Start) -> int:
             f"--window must be from 2 to the model's {positions} positions, got {options.window}"
         )
     return int(options.window)
+
+
+def _row(examples: Sequence[Example], limit: int) -> int:
+    """Tokens of a packed row: all of 8,192 positions would be 67 million scores a head."""
+    return max(min(ROW, limit), *(len(example.ids) for example in examples))
 
 
 def _encode(begin: Start, chats: Sequence[Chat], limit: int, what: str) -> list[Example]:

@@ -79,6 +79,18 @@ def test_a_row_says_whose_each_token_is() -> None:
     assert batch.positions.tolist() == [[0, 1, 0], [0, 0, 0]]
 
 
+def test_parts_of_a_batch_bring_their_segments_and_positions() -> None:
+    chats = examples([9, 5, 12, 4])
+    packed = collate_packed([chats[:2], [chats[3]], [chats[2]]])
+    first, second = packed.split(2)
+    for part, rows in ((first, slice(2)), (second, slice(2, 3))):
+        length = part.ids.shape[1]
+        assert part.segments is not None and part.positions is not None
+        assert torch.equal(part.segments, packed.segments[rows, :length])
+        assert torch.equal(part.positions, packed.positions[rows, :length])
+        assert part.num_targets == int((packed.targets[rows] != -100).sum())
+
+
 @given(st.lists(st.integers(1, 64), min_size=1, max_size=60))
 def test_every_conversation_is_in_one_row_that_has_room_for_it(lengths: list[int]) -> None:
     rows = pack(lengths, 64)
