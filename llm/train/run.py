@@ -30,6 +30,7 @@ from llm.train.loop import Trainer, train
 from llm.train.loss import Candidates
 from llm.train.recompute import recompute_activations
 from llm.train.report import Report
+from llm.train.schedule import TrainConfig
 from llm.train.shape import new_config, refuse_shape
 from llm.train.vocabulary import SharedRows
 
@@ -108,42 +109,61 @@ def run(
     config = flags.train_config(options, batches.steps_per_epoch)
     if config.patience and not held:
         raise OptionError(f"--patience {config.patience} needs validation data, and there is none")
-    device = _device(options.device)
-    work: Path = (
-        options.work if options.work is not None else options.out.with_name(options.out.name + ".run")
-    )
-    model, shared = begin.model, _shared_rows(options, begin.model, seen)
-    vocab_size = model.config.vocab_size
-    candidates = Candidates(seen, vocab_size, config.negatives, config.seed) if config.negatives else None
-    small = model if shared is None else shared.shrink(model)
-    if options.checkpoint_activations:
-        recompute_activations(small)
-    trainer = Trainer(small.to(device), config, candidates, shared, _name_run(options, seen))
+    trainer = _make_trainer(options, begin, config, seen)
+    work = _work_folder(options)
     if options.resume:
         trainer.load(work / "training.pt")
     work.mkdir(parents=True, exist_ok=True)
-    resolved = {
-        "steps": config.steps,
-        "device": str(device),
-        "precision": "bf16" if trainer.bf16 else "fp32",
-        "work": work,
-    }
+    resolved = _resolved(trainer, work)
     write_config(work / RESOLVED, options, **resolved)
     report = Report(work, config.last_step, trainer.step, options.log_every, recent=trainer.recent)
     report.say(
-        f"{model.num_parameters():,} parameters on {device}{', bfloat16' if trainer.bf16 else ''}; "
-        f"{config.last_step:,} steps of {flags.rows_per_step(options)} rows, "
-        f"{batches.steps_per_epoch:,} per epoch"
+        f"{begin.model.num_parameters():,} parameters on {trainer.model.device}"
+        f"{', bfloat16' if trainer.bf16 else ''}; {config.last_step:,} steps of "
+        f"{flags.rows_per_step(options)} rows, {batches.steps_per_epoch:,} per epoch"
     )
     finished = train(trainer, batches, held, work, report)
-    trainer.take_best()
-    trained = trainer.model if shared is None else shared.expand(trainer.model)
-    save_folder(options.out, trained, begin.tokenizer, begin.template.name, begin.defaults, samples, card)
+    _save(options, begin, trainer, samples, card)
     write_config(options.out / RESOLVED, options, **resolved)
     report.say(f"{options.out}: {_saved(trainer)}; log, curve and training.pt are in {work}")
     if not finished:
         report.say("stopped by a signal: the same command with --resume goes on")
     return 0 if finished else INTERRUPTED
+
+
+def _make_trainer(options: argparse.Namespace, begin: Start, config: TrainConfig, seen: Ids) -> Trainer:
+    """A new run on its device, with the small vocabulary or the sampled columns that the flags ask for."""
+    device = _device(options.device)
+    vocab_size, shared = begin.model.config.vocab_size, _shared_rows(options, begin.model, seen)
+    candidates = Candidates(seen, vocab_size, config.negatives, config.seed) if config.negatives else None
+    model = begin.model if shared is None else shared.shrink(begin.model)
+    if options.checkpoint_activations:
+        recompute_activations(model)
+    return Trainer(model.to(device), config, candidates, shared, _name_run(options, seen))
+
+
+def _work_folder(options: argparse.Namespace) -> Path:
+    work: Path | None = options.work
+    return options.out.with_name(options.out.name + ".run") if work is None else work
+
+
+def _resolved(trainer: Trainer, work: Path) -> dict[str, object]:
+    """What flags came to that leave the choice to the data and the machine."""
+    return {
+        "steps": trainer.config.steps,
+        "device": str(trainer.model.device),
+        "precision": "bf16" if trainer.bf16 else "fp32",
+        "work": work,
+    }
+
+
+def _save(
+    options: argparse.Namespace, begin: Start, trainer: Trainer, samples: Sequence[Sample], card: str
+) -> None:
+    """The servable folder, of the best step if that is kept."""
+    trainer.take_best()
+    model = trainer.model if trainer.shared is None else trainer.shared.expand(trainer.model)
+    save_folder(options.out, model, begin.tokenizer, begin.template.name, begin.defaults, samples, card)
 
 
 def _saved(trainer: Trainer) -> str:
