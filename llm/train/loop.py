@@ -174,14 +174,17 @@ class Trainer:
     def _kept_weights(self) -> dict[str, Tensor]:
         if self.config.keep == "last":
             return {}
-        named = self.model.named_parameters()
-        return {name: p.detach().to("cpu", copy=True) for name, p in named if p.requires_grad}
+        return {name: tensor.to("cpu", copy=True) for name, tensor in self._learned().items()}
+
+    def _learned(self) -> dict[str, Tensor]:
+        """What training changes, by name: a base that is adapted stays on disk as it is."""
+        return {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
 
     @torch.no_grad()
     def take_best(self) -> None:
         """Put the best step's weights into the model, if they were kept."""
         if self.best is not None:
-            parameters = dict(self.model.named_parameters())
+            parameters = self._learned()
             for name, weights in self.best.weights.items():
                 parameters[name].copy_(weights)
 
@@ -206,7 +209,7 @@ class Trainer:
         """Write everything a resume needs; the file is always whole, also after a crash of the machine."""
         best = self.best
         state = {
-            "model": self.model.state_dict(),
+            "model": self._learned(),
             "optimiser": self.optimiser.state_dict(),
             "data": self.data,
             "step": self.step,
@@ -232,7 +235,9 @@ class Trainer:
             state = torch.load(path, map_location=self.model.device, weights_only=True)
             if state["data"] != self.data:
                 raise ValueError("the run had other data, other rows per step or another --seed")
-            self.model.load_state_dict(state["model"])
+            if state["model"].keys() != self._learned().keys():
+                raise ValueError("the run trained other parameters")
+            self.model.load_state_dict(state["model"], strict=False)
             self.optimiser.load_state_dict(state["optimiser"])
             self.step, self.minutes = int(state["step"]), float(state["minutes"])
             self.best = None if state["best"] is None else _best(**state["best"])
