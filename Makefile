@@ -4,7 +4,7 @@ TORCH_INDEX ?=
 ARGS        ?=
 MODEL        =
 
-RECIPE := --batch-size 32 --prompt-loss 0.2 --validate-every 1000 --validation-share 0.005
+RECIPE := --batch-size 32 --keep last --prompt-loss 0.2 --validate-every 1000 --validation-share 0.005
 
 # MODEL=smollm2-135m-instruct, MODEL=org/repo or MODEL=org/repo:FILE.gguf is pulled into checkpoints/ once.
 PULLED = $(notdir $(firstword $(subst :, ,$(MODEL))))

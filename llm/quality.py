@@ -199,7 +199,7 @@ def read_windows(path: Path | None, checkpoint: Checkpoint, num_positions: int) 
     """
     longest = checkpoint.config.num_positions
     if path is None or path.suffix == ".jsonl":
-        chats = _held_out() if path is None else read_chats(path)
+        chats = _held_out() if path is None else [chat.messages for chat in read_chats(path)]
         texts = [encode_chat(checkpoint.tokenizer, checkpoint.template, chat).ids.tolist() for chat in chats]
     else:
         tokenizer = checkpoint.tokenizer

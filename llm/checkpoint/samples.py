@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import cast
 
-from llm.chat.template import Message, Role, encode_segments
+from llm.chat.replies import encode_replies
+from llm.chat.template import Message, Role
 from llm.checkpoint.record import Checkpoint, Sample
 from llm.errors import PromptMismatch
 from llm.fields import Fields, parse_object, read_bytes
@@ -82,7 +83,7 @@ def prove_prompts(checkpoint: Checkpoint) -> int:
     """
     tokenizer = checkpoint.tokenizer
     for number, sample in enumerate(checkpoint.samples, start=1):
-        ids, trained = encode_segments(tokenizer, checkpoint.template.render(sample.messages, generate=False))
+        ids, trained = encode_replies(tokenizer, checkpoint.template, sample.messages)[-1]
         at = _first_difference(list(zip(ids, trained, strict=True)), _pairs(sample))
         if at is None:
             continue

@@ -1,37 +1,46 @@
-"""Files to batches: conversations with a loss mask, or text cut into windows.
+"""Files to token ids: conversations with a loss mask, or documents.
 
-A conversation is rendered by the template that serves it, so training and serving share every token id. Which
-batch belongs to which step is a pure function of (seed, step): a resumed run sees the same data without a
-saved position. Refuses to know models, devices and optimisers.
+A conversation is rendered by the template that serves it, so training and serving share every token id. Every
+refusal names file, line and field. Refuses to know batches, models and devices.
 
-    >>> examples = [encode_chat(tokenizer, template, chat) for chat in read_chats("chat.jsonl")]
-    >>> batches = ChatBatches(examples, batch_size=64, seed=1); batches[0].ids.shape
+    >>> examples = [example for chat in read_chats("chat.jsonl") for example in
+    ...             encode_examples(tokenizer, template, chat)]
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from llm.chat.template import ChatTemplate, Message, Role, encode_segments
-from llm.errors import DataError
+from llm.chat.replies import encode_replies
+from llm.chat.template import ChatTemplate, Message, Role, ToolCall, encode_segments
+from llm.chat.tools import Tool
+from llm.errors import DataError, RequestError
 from llm.tokenizer import Tokenizer
 
-IGNORE = -100
-"""Target of a position that has none: padding, or a token the model is not taught to write."""
-
-ROLES: tuple[Role, ...] = ("system", "user", "assistant")
-"""Whose turns are trained on; tools are not among them yet."""
+ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
 
 Ids = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """One line of a chat file.
+
+    Attributes:
+        where: "file:line", for errors.
+        tools: functions the assistant may call in it.
+    """
+
+    where: str
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,31 +49,6 @@ class Example:
 
     ids: Ids
     trained: npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What one step learns from.
-
-    Attributes:
-        ids: (B, T) input ids, int64; padding is id 0 after the last token, which no earlier token sees.
-        targets: (B, T) the id that follows each, or IGNORE.
-        weights: (B, T) float32 share of each target in the loss; 0 where the target is IGNORE.
-    """
-
-    ids: Tensor
-    targets: Tensor
-    weights: Tensor
-
-
-class Batches(Protocol):
-    """Batches by step number, without end: step n is the same batch every time it is asked for."""
-
-    def __getitem__(self, step: int) -> Batch: ...
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps in which every example is seen once."""
 
 
 def read_jsonl(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -93,44 +77,118 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def read_messages(where: str, value: object) -> list[Message]:
-    """The messages of one conversation, checked.
+    """The messages of one conversation in OpenAI's form, checked.
 
     Args:
         where: "file:line", for the error.
         value: what stands under "messages".
 
     Raises:
-        DataError: not a non-empty list of {"role", "content"}, or an unknown role.
+        DataError: not a non-empty list of {"role", "content"}, or a field that cannot be used.
     """
     if not isinstance(value, list) or not value:
         raise DataError(f"{where}: messages must be a non-empty list")
-    messages = []
-    for index, item in enumerate(value):
-        role: Any = item.get("role") if isinstance(item, dict) else None
-        content = item.get("content") if isinstance(item, dict) else None
-        if role not in ROLES:
-            raise DataError(f"{where}: messages[{index}].role is {role!r}, expected {', '.join(ROLES)}")
-        if not isinstance(content, str) or not content.strip():
-            raise DataError(f"{where}: messages[{index}].content must be non-empty text")
-        messages.append(Message(role, content))
-    return messages
+    return [_message(f"{where}: messages[{i}]", item) for i, item in enumerate(value)]
 
 
-def read_chats(path: str | Path) -> list[list[Message]]:
-    """Conversations of a chat JSONL file, one {"messages": [{"role", "content"}, …]} per line.
+def _message(where: str, item: object) -> Message:
+    fields: Mapping[str, Any] = item if isinstance(item, dict) else {}
+    role, content = fields.get("role"), fields.get("content")
+    if role not in ROLES:
+        raise DataError(f"{where}.role is {role!r}, expected {', '.join(ROLES)}")
+    if fields.get("weight", 1) != 1:
+        raise DataError(f"{where}.weight is {fields['weight']!r}: every reply is learned alike, leave it out")
+    calls = fields.get("tool_calls") or []
+    if calls and role != "assistant":
+        raise DataError(f"{where}.tool_calls: only the assistant calls functions, not the {role}")
+    if content is None and calls:
+        content = ""
+    may_be_empty = bool(calls) or role == "tool"
+    if not isinstance(content, str) or not (content.strip() or may_be_empty):
+        raise DataError(f"{where}.content must be non-empty text")
+    if not isinstance(calls, list):
+        raise DataError(f"{where}.tool_calls must be a list")
+    return Message(
+        role,
+        content,
+        tuple(_call(f"{where}.tool_calls[{j}]", call) for j, call in enumerate(calls)),
+        _optional(where, fields, "tool_call_id"),
+        _optional(where, fields, "name"),
+    )
+
+
+def _call(where: str, item: object) -> ToolCall:
+    """A call; its arguments are JSON text, as OpenAI has them, or an object."""
+    function = item.get("function") if isinstance(item, dict) else None
+    if not isinstance(item, dict) or not isinstance(function, dict):
+        raise DataError(f'{where} must be {{"id", "type": "function", "function": {{"name", "arguments"}}}}')
+    name = _text(f"{where}.function", function, "name")
+    arguments = function.get("arguments", "{}")
+    text = json.dumps(arguments, ensure_ascii=False) if isinstance(arguments, dict) else arguments
+    if not isinstance(text, str):
+        raise DataError(f"{where}.function.arguments must be the JSON text of an object")
+    return ToolCall(_optional(where, item, "id") or "", name, text)
+
+
+def _text(where: str, fields: Mapping[str, Any], name: str) -> str:
+    value = fields.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{where}.{name} must be non-empty text")
+    return value
+
+
+def _optional(where: str, fields: Mapping[str, Any], name: str) -> str | None:
+    return None if fields.get(name) is None else _text(where, fields, name)
+
+
+def _tools(where: str, value: object) -> tuple[Tool, ...]:
+    """The functions under "tools", in OpenAI's form."""
+    if not isinstance(value, list):
+        raise DataError(f"{where}: tools must be a list")
+    tools = []
+    for i, item in enumerate(value):
+        function = item.get("function") if isinstance(item, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise DataError(f'{where}: tools[{i}] must be {{"type": "function", "function": {{"name", …}}}}')
+        description, parameters = function.get("description"), function.get("parameters")
+        if not isinstance(parameters, dict | None):
+            raise DataError(f"{where}: tools[{i}].function.parameters must be a JSON schema")
+        if not isinstance(description, str | None):
+            raise DataError(f"{where}: tools[{i}].function.description must be text")
+        tools.append(Tool(function["name"], description, parameters))
+    return tuple(tools)
+
+
+def read_chats(path: str | Path) -> list[Chat]:
+    """Conversations of a JSONL file, one per line, of either form.
+
+        {"messages": [{"role", "content"}, …], "tools": […]}    OpenAI's; tools may be left out
+        {"prompt": "…", "completion": "…"}                      a user's turn and the assistant's
 
     Raises:
         DataError: as read_jsonl and read_messages, a conversation without a reply, or no conversation at all.
     """
-    chats = []
-    for where, value in read_jsonl(path):
-        messages = read_messages(where, value.get("messages"))
-        if not any(message.role == "assistant" for message in messages):
-            raise DataError(f"{where}: no assistant message, so there is nothing to learn")
-        chats.append(messages)
+    chats = [_chat(where, value) for where, value in read_jsonl(path)]
     if not chats:
         raise DataError(f"{path}: no conversations")
     return chats
+
+
+def _chat(where: str, value: Mapping[str, Any]) -> Chat:
+    if "prompt" in value or "completion" in value:
+        for name in ("prompt", "completion"):
+            if not isinstance(value.get(name), str) or not value[name].strip():
+                raise DataError(f"{where}: {name} must be non-empty text")
+        if "messages" in value:
+            raise DataError(f"{where}: messages beside prompt and completion: one of the two")
+        return Chat(where, (Message("user", value["prompt"]), Message("assistant", value["completion"])))
+    if "messages" not in value:
+        raise DataError(f'{where}: expected {{"messages": […]}} or {{"prompt": "…", "completion": "…"}}')
+    messages = read_messages(where, value["messages"])
+    if not any(message.role == "assistant" for message in messages):
+        raise DataError(f"{where}: no assistant message, so there is nothing to learn")
+    tools = value.get("tools")
+    return Chat(where, tuple(messages), () if tools is None else _tools(where, tools))
 
 
 def read_documents(path: str | Path) -> list[str]:
@@ -159,118 +217,31 @@ def read_documents(path: str | Path) -> list[str]:
     return documents
 
 
-def encode_chat(tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message]) -> Example:
-    """One conversation as the server would render it, all replies included and marked as trained."""
-    ids, trained = encode_segments(tokenizer, template.render(messages, generate=False))
+def encode_chat(
+    tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message], tools: Sequence[Tool] = ()
+) -> Example:
+    """One conversation as the server would render it; trained is what the template itself marks."""
+    segments = template.render(messages, generate=False, tools=tools)
+    return _example(*encode_segments(tokenizer, segments))
+
+
+def encode_examples(tokenizer: Tokenizer, template: ChatTemplate, chat: Chat) -> list[Example]:
+    """What is learned from a conversation: every reply after the prompt that is served for it.
+
+    Usually one example with all replies; several where a template writes a turn differently once others
+    follow (llm/chat/replies.py).
+
+    Raises:
+        DataError: the template refuses the conversation.
+    """
+    try:
+        return [_example(*part) for part in encode_replies(tokenizer, template, chat.messages, chat.tools)]
+    except RequestError as error:
+        raise DataError(f"{chat.where}: {error}") from None
+
+
+def _example(ids: list[int], trained: list[bool]) -> Example:
     return Example(np.array(ids, dtype=np.int32), np.array(trained, dtype=np.bool_))
-
-
-def collate(examples: Sequence[Example], prompt_weight: float = 0.0) -> Batch:
-    """Pad conversations to the longest of them.
-
-    Args:
-        examples: at least one, each of at least two ids.
-        prompt_weight: weight of the targets the model is not taught to write; 0 leaves them out.
-    """
-    length = max(len(example.ids) for example in examples) - 1
-    ids = np.zeros((len(examples), length), dtype=np.int64)  # (B, T)
-    targets = np.full((len(examples), length), IGNORE, dtype=np.int64)  # (B, T)
-    weights = np.zeros((len(examples), length), dtype=np.float32)  # (B, T)
-    for row, example in enumerate(examples):
-        count = len(example.ids) - 1
-        weight = np.where(example.trained[1:], 1.0, prompt_weight)  # (count,)
-        ids[row, :count] = example.ids[:-1]
-        targets[row, :count] = np.where(weight > 0, example.ids[1:], IGNORE)
-        weights[row, :count] = weight
-    return Batch(torch.from_numpy(ids), torch.from_numpy(targets), torch.from_numpy(weights))
-
-
-class ChatBatches:
-    """Conversations in batches of like length.
-
-    Each epoch shuffles the examples, sorts runs of 32 batches by length, so that little is padding, and
-    shuffles the batches again.
-
-    Args:
-        examples: at least one.
-        batch_size: conversations per batch; the last batch of an epoch may have fewer.
-        seed: of the shuffles.
-        prompt_weight: as in `collate`.
-    """
-
-    RUN = 32
-
-    def __init__(
-        self, examples: Sequence[Example], batch_size: int, seed: int, prompt_weight: float = 0.0
-    ) -> None:
-        assert examples and batch_size > 0
-        self.examples = examples
-        self.batch_size = batch_size
-        self.seed = seed
-        self.prompt_weight = prompt_weight
-        self._lengths = np.array([len(example.ids) for example in examples])
-        self._epoch = -1
-        self._order: list[npt.NDArray[np.intp]] = []
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return -(-len(self.examples) // self.batch_size)
-
-    def __getitem__(self, step: int) -> Batch:
-        epoch, index = divmod(step, self.steps_per_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, self._shuffle(epoch)
-        return collate([self.examples[i] for i in self._order[index]], self.prompt_weight)
-
-    def _shuffle(self, epoch: int) -> list[npt.NDArray[np.intp]]:
-        random = np.random.default_rng([self.seed, epoch])
-        order = random.permutation(len(self.examples))
-        run = self.RUN * self.batch_size
-        batches = []
-        for start in range(0, len(order), run):
-            part = order[start : start + run]
-            part = part[np.argsort(self._lengths[part], kind="stable")]
-            batches += [part[i : i + self.batch_size] for i in range(0, len(part), self.batch_size)]
-        return [batches[i] for i in random.permutation(len(batches))]
-
-
-class TextBatches:
-    """Windows of one long stream of ids, every target trained.
-
-    Args:
-        ids: all documents, one after another.
-        window: T, inputs per row; the stream needs window + 1 ids.
-        batch_size: rows per batch.
-        seed: of the shuffles; each epoch also cuts at another offset, leaving out less than a window.
-    """
-
-    def __init__(self, ids: Ids, window: int, batch_size: int, seed: int) -> None:
-        assert len(ids) > window > 0 and batch_size > 0
-        self.ids = ids
-        self.window = window
-        self.batch_size = batch_size
-        self.seed = seed
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return -(-self._num_windows // self.batch_size)
-
-    @property
-    def _num_windows(self) -> int:
-        return (len(self.ids) - 1) // self.window
-
-    def __getitem__(self, step: int) -> Batch:
-        epoch, index = divmod(step, self.steps_per_epoch)
-        random = np.random.default_rng([self.seed, epoch])
-        slack = len(self.ids) - 1 - self._num_windows * self.window
-        offset = int(random.integers(slack + 1))
-        chosen = random.permutation(self._num_windows)[
-            index * self.batch_size : (index + 1) * self.batch_size
-        ]
-        starts = offset + chosen * self.window  # (B,)
-        rows = self.ids[starts[:, None] + np.arange(self.window + 1)].astype(np.int64)  # (B, T+1)
-        ids, targets = torch.from_numpy(rows[:, :-1].copy()), torch.from_numpy(rows[:, 1:].copy())
-        return Batch(ids, targets, torch.ones(ids.shape))
 
 
 def join_documents(tokenizer: Tokenizer, documents: Sequence[str]) -> Ids:

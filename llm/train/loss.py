@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llm.model import Decoder
-from llm.train.data import IGNORE, Batch, Ids
+from llm.train.batches import IGNORE, Batch
+from llm.train.data import Ids
 
 
 class Candidates:
@@ -79,7 +80,7 @@ def head_loss(
         log_counts: (V,) log of how many ids each row stands for, when rows are shared; without candidates.
 
     Returns:
-        A scalar in float32, nats per token.
+        A scalar in float32, or float64 where the model is, nats per token.
     """
     wanted = batch.targets != IGNORE  # (B, T)
     rows, targets, weights = (
@@ -89,13 +90,18 @@ def head_loss(
     )  # (M, C), (M,), (M,)
     assert len(targets), "a batch without targets teaches nothing"
     if candidates is None:
-        logits = model.logits(rows).float()  # (M, V)
+        logits = _precise(model.logits(rows))  # (M, V)
         if log_counts is not None:
             logits = logits + log_counts
     else:
         head = model.tokens.weight if model.head is None else model.head.weight  # (V, C)
         ids, added = (part.to(hidden.device) for part in candidates.draw(step))
-        logits = F.linear(rows, head[ids]).float() + added  # (M, S+K)
+        logits = _precise(F.linear(rows, head[ids])) + added  # (M, S+K)
         targets = candidates.columns(targets)
     losses = F.cross_entropy(logits, targets, reduction="none")  # (M,)
+    weights = weights.to(losses.dtype)
     return (losses * weights).sum() / weights.sum()
+
+
+def _precise(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -12,11 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llm.errors import CauserieError, OptionError
-from llm.train.loop import TrainConfig
-
-LAYERS, HEADS, WIDTH, POSITIONS = 6, 6, 192, 512
-SHAPE = ("layers", "heads", "kv_heads", "width", "ffn", "positions")
-"""Names of the flags that shape a model from scratch; None where not given."""
+from llm.train.config_file import add_config_flag, parse
+from llm.train.schedule import TrainConfig
 
 
 def run_command(
@@ -29,27 +26,11 @@ def run_command(
     Returns:
         The exit status.
     """
-    options = parser.parse_args(argv)
     try:
-        return work(options)
+        return work(parse(parser, argv))
     except (CauserieError, OSError, ValueError) as error:
         print(f"{parser.prog}: error: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2
-
-
-def add_shape_flags(parser: argparse.ArgumentParser) -> None:
-    """What a model from scratch looks like, or which checkpoint to start from."""
-    group = parser.add_argument_group("model")
-    add = group.add_argument
-    add("--init", help="checkpoint to start from; without it, from scratch in the shape below")
-    add("--layers", type=int, help=f"transformer blocks (default {LAYERS})")
-    add("--heads", type=int, help=f"query heads (default {HEADS})")
-    add("--kv-heads", type=int, help="key/value heads (default: as many as query heads)")
-    add("--width", type=int, help=f"residual stream (default {WIDTH})")
-    add("--ffn", type=int, help="feed-forward units (default: 4 × width)")
-    add("--positions", type=int, help=f"longest context in tokens (default {POSITIONS})")
-    add("--untied", action="store_true", help="a head of its own instead of the token embedding")
-    add("--tokenizer", help='.tiktoken file, or "bytes" (default: the default checkpoint\'s)')
 
 
 def add_run_flags(parser: argparse.ArgumentParser, *, batch_size: int, epochs: float, lr: float) -> None:
@@ -58,6 +39,7 @@ def add_run_flags(parser: argparse.ArgumentParser, *, batch_size: int, epochs: f
     add = group.add_argument
     add("--out", type=Path, required=True, help="servable folder to write")
     add("--work", type=Path, help="folder for training.pt, log.jsonl and loss.png (default: OUT.run)")
+    add_config_flag(parser)
     add("--card", type=Path, help="Markdown for the checkpoint's README.md")
     add("--resume", action="store_true", help="go on from the work folder's training.pt")
     add("--steps", type=int, help="optimiser steps (default: from --epochs)")
@@ -65,6 +47,9 @@ def add_run_flags(parser: argparse.ArgumentParser, *, batch_size: int, epochs: f
     add("--max-minutes", type=float, help="end by then, the learning rate having come down")
     add("--validate-every", type=int, default=200, help="steps; 0 only at the end (default %(default)s)")
     add("--save-every", type=int, default=500, help="steps; 0 only at the end (default %(default)s)")
+    add("--log-every", type=int, default=20, help="steps between two lines (default %(default)s)")
+    add("--keep", choices=("best", "last"), default="best", help="which step is saved (default %(default)s)")
+    add("--patience", type=int, default=0, metavar="N", help="end after N validations without a new best")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default %(default)s)")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of matrix products")
     add("--seed", type=int, default=1, help="of weights and shuffles (default %(default)s)")
@@ -74,7 +59,9 @@ def add_run_flags(parser: argparse.ArgumentParser, *, batch_size: int, epochs: f
 def _add_learning_flags(parser: argparse.ArgumentParser, batch_size: int, lr: float) -> None:
     group = parser.add_argument_group("learning")
     add = group.add_argument
-    add("--batch-size", type=int, default=batch_size, help="rows per step (default %(default)s)")
+    add("--batch-size", type=int, default=batch_size, help="rows computed at once (default %(default)s)")
+    add("--accumulate", type=int, default=1, metavar="N", help="a step learns from N times --batch-size rows")
+    add("--checkpoint-activations", action="store_true", help="less memory for more computing, same result")
     add("--lr", type=float, default=lr, help="highest learning rate (default %(default)s)")
     add("--warmup", type=int, default=100, help="steps of rising learning rate (default %(default)s)")
     add("--weight-decay", type=float, default=0.1, help="on matrices (default %(default)s)")
@@ -105,7 +92,8 @@ def train_config(options: argparse.Namespace, steps_per_epoch: int) -> TrainConf
     """
     steps = options.steps if options.steps is not None else round(options.epochs * steps_per_epoch)
     _at_least(1, **{"--steps (or --epochs)": steps, "--warmup": options.warmup})
-    counts = ("negatives", "share_unseen", "full_steps", "validate_every", "save_every")
+    _at_least(1, **{"--log-every": options.log_every})
+    counts = ("negatives", "share_unseen", "full_steps", "validate_every", "save_every", "patience")
     _at_least(0, **{f"--{name.replace('_', '-')}": getattr(options, name) for name in counts})
     _at_least(0.0, **{"--weight-decay": options.weight_decay})
     for name in ("lr", "clip", "max_minutes"):
@@ -126,6 +114,9 @@ def train_config(options: argparse.Namespace, steps_per_epoch: int) -> TrainConf
         seed=options.seed,
         bf16=None if options.precision == "auto" else options.precision == "bf16",
         stop_after=options.stop_after,
+        num_rows=options.batch_size if options.accumulate > 1 else None,
+        keep=options.keep,
+        patience=options.patience,
     )
 
 
@@ -135,11 +126,11 @@ def _at_least(limit: float, **flags: float) -> None:
             raise OptionError(f"{name} must be at least {limit}, got {value}")
 
 
-def check_batch_size(options: argparse.Namespace) -> int:
-    """--batch-size, needed before the batches are cut."""
-    _at_least(1, **{"--batch-size": options.batch_size})
-    size: int = options.batch_size
-    return size
+def rows_per_step(options: argparse.Namespace) -> int:
+    """--batch-size × --accumulate, needed before the batches are cut."""
+    _at_least(1, **{"--batch-size": options.batch_size, "--accumulate": options.accumulate})
+    rows: int = options.batch_size * options.accumulate
+    return rows
 
 
 def share(value: float, flag: str) -> float:

@@ -14,9 +14,11 @@ import sys
 from collections.abc import Sequence
 
 from llm.errors import DataError, OptionError
-from llm.train.data import Batch, Ids, TextBatches, join_documents, read_documents
-from llm.train.options import add_run_flags, add_shape_flags, check_batch_size, run_command, share
+from llm.train.batches import Batch, TextBatches
+from llm.train.data import Ids, join_documents, read_documents
+from llm.train.options import add_run_flags, rows_per_step, run_command, share
 from llm.train.run import read_card, run, start
+from llm.train.shape import add_shape_flags
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(options: argparse.Namespace) -> int:
     share(options.validation_share, "--validation-share")
-    batch_size = check_batch_size(options)
+    rows = rows_per_step(options)
     documents = [document for path in options.data for document in read_documents(path)]
     card = read_card(options)
     begin = start(options)
@@ -51,8 +53,8 @@ def _train(options: argparse.Namespace) -> int:
         raise DataError(
             f"{len(learned)} tokens to learn, a window of {window} needs more: add text or lower --window"
         )
-    batches = TextBatches(learned, window, batch_size, options.seed)
-    return run(options, begin, batches, cut(held, window, batch_size), learned, [], card)
+    batches = TextBatches(learned, window, rows, options.seed)
+    return run(options, begin, batches, cut(held, window, options.batch_size), learned, [], card)
 
 
 def split(ids: Ids, part: float, window: int) -> tuple[Ids, Ids]:

@@ -7,6 +7,7 @@ continues its curve. Refuses to know models and data.
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +15,9 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+REDRAW_SECONDS = 10.0
+"""A picture takes tenths of a second, a validation of a small model less."""
 
 
 class Report:
@@ -25,10 +29,17 @@ class Report:
         start: steps done before (resume).
         every: steps between two log lines.
         console: None for stdout.
+        recent: the trainer's losses since the last line, kept here: a resumed run brings some along.
     """
 
     def __init__(
-        self, folder: Path, total: int, start: int = 0, every: int = 20, console: Console | None = None
+        self,
+        folder: Path,
+        total: int,
+        start: int = 0,
+        every: int = 20,
+        console: Console | None = None,
+        recent: list[float] | None = None,
     ) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
         self.log = folder / "log.jsonl"
@@ -48,9 +59,9 @@ class Report:
             )
             self.progress = Progress(*columns, console=self.console)
             self._task = self.progress.add_task("train", total=total, completed=start, status="")
-        self._losses: list[float] = []
+        self._losses = [] if recent is None else recent
         self._num_tokens = 0
-        self._since = time.monotonic()
+        self._since = self._drawn = time.monotonic()
 
     def __enter__(self) -> Self:
         if self.progress is not None:
@@ -83,22 +94,30 @@ class Report:
             self.progress.update(self._task, completed=step, status=status)
         else:
             self.say(f"step {step}/{self.total}  {status}")
-        self._losses, self._num_tokens, self._since = [], 0, time.monotonic()
+        self._losses.clear()
+        self._num_tokens, self._since = 0, time.monotonic()
 
     def validation(self, step: int, loss: float) -> None:
         """The loss on data the model does not learn from."""
         self._write({"step": step, "validation_loss": round(loss, 5)})
         self.say(f"step {step}/{self.total}  validation loss {loss:.4f}")
-        draw_losses(self.log, self.image)
+        if time.monotonic() - self._drawn > REDRAW_SECONDS:
+            draw_losses(self.log, self.image)
+            self._drawn = time.monotonic()
 
     def _write(self, row: dict[str, Any]) -> None:
+        """A line, on the disk before the training.pt of its step is."""
         with self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def _forget_after(self, start: int) -> None:
         """Drop lines of steps that will be done again."""
         rows = [row for row in read_log(self.log) if row["step"] <= start]
-        self.log.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        part = self.log.with_suffix(".part")
+        part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        os.replace(part, self.log)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -23,13 +23,20 @@ from llm.model import Decoder, init_weights
 from llm.placement import resolve_devices
 from llm.tokenizer import ByteTokenizer, Tokenizer, load_tiktoken
 from llm.train import options as flags
-from llm.train.data import Batch, Batches, Ids
+from llm.train.batches import Batch, Batches
+from llm.train.config_file import write_config
+from llm.train.data import Ids
 from llm.train.loop import Trainer, train
 from llm.train.loss import Candidates
+from llm.train.recompute import recompute_activations
 from llm.train.report import Report
+from llm.train.schedule import TrainConfig
+from llm.train.shape import new_config, refuse_shape
 from llm.train.vocabulary import SharedRows
 
 INTERRUPTED = 130
+RESOLVED = "training.json"
+"""A run's flags, in the work folder and beside the weights."""
 TOKENIZER = Path("checkpoints/causette/tokenizer.tiktoken")
 
 
@@ -44,52 +51,34 @@ class Start:
 
 
 def start(options: argparse.Namespace) -> Start:
-    """The checkpoint of --init, or a model from scratch in the flags' shape.
+    """The checkpoint of --init, or a model from scratch in the shape of --like or of the flags.
 
     Raises:
         OptionError: a shape flag beside --init, or a shape no model has.
         CheckpointError: no such checkpoint or tokenizer, or one that cannot be saved again.
     """
-    if options.init is None:
+    source = options.like if options.init is None else options.init
+    if source is None:
         path = TOKENIZER if options.tokenizer is None else options.tokenizer
         tokenizer: Tokenizer = ByteTokenizer() if path == "bytes" else load_tiktoken(path)
         template = get_template("plain", COURSE_DEFAULTS.default_system)
-        return Start(_new_model(options, tokenizer.vocab_size), tokenizer, template, COURSE_DEFAULTS)
-    given = [name for name in (*flags.SHAPE, "tokenizer") if getattr(options, name) is not None]
-    if given or options.untied:
-        name = given[0].replace("_", "-") if given else "untied"
-        raise OptionError(f"--{name}: --init brings shape and tokenizer, leave it out")
-    checkpoint = open_checkpoint(options.init)
+        config = new_config(options, tokenizer.vocab_size)
+        return Start(_new_model(config, options.seed), tokenizer, template, COURSE_DEFAULTS)
+    refuse_shape(options)
+    checkpoint = open_checkpoint(source)
     # hours later is too late to learn that it cannot be saved
     write_wording(checkpoint.tokenizer, checkpoint.template, checkpoint.defaults)
-    model = load_model(checkpoint, torch.device("cpu"), torch.float32).requires_grad_(True)
+    if options.init is None:
+        model = _new_model(checkpoint.config, options.seed)
+    else:
+        model = load_model(checkpoint, torch.device("cpu"), torch.float32).requires_grad_(True)
     return Start(model, checkpoint.tokenizer, checkpoint.template, checkpoint.defaults)
 
 
-def _new_model(options: argparse.Namespace, vocab_size: int) -> Decoder:
-    """Fresh weights; a bad shape is named by the flag's own error."""
-    heads = _given(options.heads, flags.HEADS)
-    width = _given(options.width, flags.WIDTH)
-    try:
-        config = ModelConfig(
-            vocab_size=vocab_size,
-            num_positions=_given(options.positions, flags.POSITIONS),
-            num_layers=_given(options.layers, flags.LAYERS),
-            num_heads=heads,
-            num_kv_heads=_given(options.kv_heads, heads),
-            width=width,
-            ffn_width=_given(options.ffn, 4 * width),
-            tied_head=not options.untied,
-        )
-    except ValueError as error:
-        raise OptionError(str(error)) from None
+def _new_model(config: ModelConfig, seed: int) -> Decoder:
     model = Decoder(config)
-    init_weights(model, options.seed)
+    init_weights(model, seed)
     return model
-
-
-def _given(value: int | None, default: int) -> int:
-    return default if value is None else value
 
 
 def run(
@@ -113,30 +102,70 @@ def run(
         The exit status: 0, or 130 when a signal stopped the run.
     """
     config = flags.train_config(options, batches.steps_per_epoch)
-    device = _device(options.device)
-    work: Path = (
-        options.work if options.work is not None else options.out.with_name(options.out.name + ".run")
-    )
-    model, shared = begin.model, _shared_rows(options, begin.model, seen)
-    vocab_size = model.config.vocab_size
-    candidates = Candidates(seen, vocab_size, config.negatives, config.seed) if config.negatives else None
-    small = model if shared is None else shared.shrink(model)
-    trainer = Trainer(small.to(device), config, candidates, shared, _name_run(options, seen))
+    if config.patience and not held:
+        raise OptionError(f"--patience {config.patience} needs validation data, and there is none")
+    trainer = _make_trainer(options, begin, config, seen)
+    work = _work_folder(options)
     if options.resume:
         trainer.load(work / "training.pt")
     work.mkdir(parents=True, exist_ok=True)
-    report = Report(work, config.last_step, trainer.step)
+    resolved = _resolved(trainer, work)
+    write_config(work / RESOLVED, options, **resolved)
+    report = Report(work, config.last_step, trainer.step, options.log_every, recent=trainer.recent)
     report.say(
-        f"{model.num_parameters():,} parameters on {device}{', bfloat16' if trainer.bf16 else ''}; "
-        f"{config.last_step:,} steps of {options.batch_size} rows, {batches.steps_per_epoch:,} per epoch"
+        f"{begin.model.num_parameters():,} parameters on {trainer.model.device}"
+        f"{', bfloat16' if trainer.bf16 else ''}; {config.last_step:,} steps of "
+        f"{flags.rows_per_step(options)} rows, {batches.steps_per_epoch:,} per epoch"
     )
     finished = train(trainer, batches, held, work, report)
-    trained = trainer.model if shared is None else shared.expand(trainer.model)
-    save_folder(options.out, trained, begin.tokenizer, begin.template, begin.defaults, samples, card)
-    report.say(f"{options.out}: saved after step {trainer.step:,}; log, curve and training.pt are in {work}")
+    _save(options, begin, trainer, samples, card)
+    write_config(options.out / RESOLVED, options, **resolved)
+    report.say(f"{options.out}: {_saved(trainer)}; log, curve and training.pt are in {work}")
     if not finished:
         report.say("stopped by a signal: the same command with --resume goes on")
     return 0 if finished else INTERRUPTED
+
+
+def _make_trainer(options: argparse.Namespace, begin: Start, config: TrainConfig, seen: Ids) -> Trainer:
+    """A new run on its device, with the small vocabulary or the sampled columns that the flags ask for."""
+    device = _device(options.device)
+    vocab_size, shared = begin.model.config.vocab_size, _shared_rows(options, begin.model, seen)
+    candidates = Candidates(seen, vocab_size, config.negatives, config.seed) if config.negatives else None
+    model = begin.model if shared is None else shared.shrink(begin.model)
+    if options.checkpoint_activations:
+        recompute_activations(model)
+    return Trainer(model.to(device), config, candidates, shared, _name_run(options, seen))
+
+
+def _work_folder(options: argparse.Namespace) -> Path:
+    work: Path | None = options.work
+    return options.out.with_name(options.out.name + ".run") if work is None else work
+
+
+def _resolved(trainer: Trainer, work: Path) -> dict[str, object]:
+    """What flags came to that leave the choice to the data and the machine."""
+    return {
+        "steps": trainer.config.steps,
+        "device": str(trainer.model.device),
+        "precision": "bf16" if trainer.bf16 else "fp32",
+        "work": work,
+    }
+
+
+def _save(
+    options: argparse.Namespace, begin: Start, trainer: Trainer, samples: Sequence[Sample], card: str
+) -> None:
+    """The servable folder, of the best step if that is kept."""
+    trainer.take_best()
+    model = trainer.model if trainer.shared is None else trainer.shared.expand(trainer.model)
+    save_folder(options.out, model, begin.tokenizer, begin.template, begin.defaults, samples, card)
+
+
+def _saved(trainer: Trainer) -> str:
+    best = trainer.best
+    if best is None or not best.weights:
+        return f"saved after step {trainer.step:,}"
+    return f"saved as of step {best.step:,} of {trainer.step:,}, validation loss {best.loss:.4f}"
 
 
 def _device(name: str) -> torch.device:
@@ -148,7 +177,9 @@ def _device(name: str) -> torch.device:
 
 def _name_run(options: argparse.Namespace, seen: Ids) -> str:
     """What a resumed run must have in common with the one it goes on from."""
-    return hashlib.sha256(seen.tobytes() + f"{options.batch_size}/{options.seed}".encode()).hexdigest()[:16]
+    cut = [getattr(options, name, None) for name in ("pack", "window", "prompt_loss")]
+    named = f"{flags.rows_per_step(options)}/{options.seed}/{cut}"
+    return hashlib.sha256(seen.tobytes() + named.encode()).hexdigest()[:16]
 
 
 def _shared_rows(options: argparse.Namespace, model: Decoder, seen: Ids) -> SharedRows | None:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from llm.model import Decoder
-from llm.train.data import IGNORE, Batch, Ids
+from llm.train.batches import IGNORE, Batch
+from llm.train.data import Ids
 
 
 class SharedRows:
@@ -56,7 +57,7 @@ class SharedRows:
     def apply(self, batch: Batch) -> Batch:
         """The batch with rows instead of ids; on the CPU."""
         targets = self.rows[batch.targets.clamp(min=0)].where(batch.targets != IGNORE, IGNORE)
-        return Batch(self.rows[batch.ids], targets, batch.weights)
+        return replace(batch, ids=self.rows[batch.ids], targets=targets)
 
     @staticmethod
     def _rebuilt(model: Decoder, index: Tensor, vocab_size: int) -> Decoder:

@@ -10,15 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from llm.chat.template import Message, PlainTemplate, encode_prompt
+from llm.chat.template import Message, PlainTemplate, ToolCall, encode_prompt
+from llm.chat.tools import Tool
 from llm.tokenizer import ByteTokenizer
+from llm.train.batches import IGNORE, ChatBatches, TextBatches, collate
 from llm.train.data import (
-    IGNORE,
-    ChatBatches,
+    Chat,
     DataError,
     Example,
-    TextBatches,
-    collate,
     encode_chat,
     join_documents,
     read_chats,
@@ -123,7 +122,35 @@ GOOD = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "co
 def test_reads_chats(tmp_path: Path) -> None:
     path = tmp_path / "chat.jsonl"
     path.write_text(f"{json.dumps(GOOD)}\n\n{json.dumps(GOOD)}\n")
-    assert read_chats(path) == [[Message("user", "q"), Message("assistant", "a")]] * 2
+    messages = (Message("user", "q"), Message("assistant", "a"))
+    assert read_chats(path) == [Chat(f"{path}:1", messages), Chat(f"{path}:3", messages)]
+
+
+def test_a_prompt_and_its_completion_are_two_turns(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"prompt": "q", "completion": "a", "id": 7}\n')
+    assert read_chats(path) == [Chat(f"{path}:1", (Message("user", "q"), Message("assistant", "a")))]
+
+
+def test_reads_functions_calls_and_results(tmp_path: Path) -> None:
+    function = {"name": "rain", "description": "of a place", "parameters": {"type": "object"}}
+    call = {"id": "c1", "type": "function", "function": {"name": "rain", "arguments": '{"place": "Oslo"}'}}
+    bare = {"function": {"name": "rain", "arguments": {"place": "Rome"}}}
+    turns = [
+        {"role": "user", "content": "Rain?"},
+        {"role": "assistant", "content": None, "tool_calls": [call, bare]},
+        {"role": "tool", "content": "", "tool_call_id": "c1", "name": "rain"},
+    ]
+    path = tmp_path / "tools.jsonl"
+    path.write_text(json.dumps({"messages": turns, "tools": [{"type": "function", "function": function}]}))
+    (chat,) = read_chats(path)
+    calls = ToolCall("c1", "rain", '{"place": "Oslo"}'), ToolCall("", "rain", '{"place": "Rome"}')
+    assert chat.tools == (Tool("rain", "of a place", {"type": "object"}),)
+    assert chat.messages == (
+        Message("user", "Rain?"),
+        Message("assistant", "", calls),
+        Message("tool", "", tool_call_id="c1", name="rain"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -131,9 +158,33 @@ def test_reads_chats(tmp_path: Path) -> None:
     [
         ("{", r":2: not JSON: .* at column 2"),
         ("[]", r":2: expected a JSON object, got list"),
-        ("{}", r":2: messages must be a non-empty list"),
-        ('{"messages": ["hi"]}', r":2: messages\[0\].role is None, expected system, user, assistant"),
-        ('{"messages": [{"role": "tool", "content": "x"}]}', r":2: messages\[0\].role is 'tool'"),
+        ("{}", r':2: expected {"messages": \[…\]} or {"prompt": "…", "completion": "…"}'),
+        ('{"messages": {}}', r":2: messages must be a non-empty list"),
+        ('{"prompt": "a"}', r":2: completion must be non-empty text"),
+        ('{"prompt": 1, "completion": "b"}', r":2: prompt must be non-empty text"),
+        ('{"prompt": "a", "completion": "b", "messages": []}', r":2: messages beside prompt and completion"),
+        ('{"messages": ["hi"]}', r":2: messages\[0\].role is None, expected system, user, assistant, tool"),
+        ('{"messages": [{"role": "bot", "content": "x"}]}', r":2: messages\[0\].role is 'bot'"),
+        (
+            '{"messages": [{"role": "user", "content": "x", "tool_calls": [1]}]}',
+            r":2: messages\[0\].tool_calls: only the assistant calls functions, not the user",
+        ),
+        (
+            '{"messages": [{"role": "assistant", "tool_calls": [{"id": "a"}]}]}',
+            r":2: messages\[0\].tool_calls\[0\] must be",
+        ),
+        (
+            '{"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": "{}"}}]}]}',
+            r":2: messages\[0\].tool_calls\[0\].function.name must be non-empty text",
+        ),
+        (
+            '{"messages": [{"role": "assistant", "content": "x", "weight": 0}]}',
+            r":2: messages\[0\].weight is 0",
+        ),
+        (
+            '{"messages": [{"role": "assistant", "content": "x"}], "tools": [{}]}',
+            r":2: tools\[0\] must be",
+        ),
         ('{"messages": [{"role": ["user"], "content": "x"}]}', r":2: messages\[0\].role is \['user'\]"),
         (
             '{"messages": [{"role": "user", "content": " "}]}',

@@ -102,7 +102,7 @@ def test_the_command_writes_chats_that_training_reads(
     assert len(chats) == 3 * (2 + 3 + 2 * 2 + 1), (
         "two facts less one question each, refusals twice, a dialogue"
     )
-    assert sum(chat[-1].content == UNKNOWN_ANSWER for chat in chats) == 3 * 2 * 2
+    assert sum(chat.messages[-1].content == UNKNOWN_ANSWER for chat in chats) == 3 * 2 * 2
     assert [json.loads(line)["fact"] for line in held.read_text().splitlines()] == ["token", "port"]
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +17,13 @@ from rich.console import Console
 
 from llm.errors import CheckpointError
 from llm.model import Decoder, init_weights
-from llm.train.data import Batch, ChatBatches, Example, collate
-from llm.train.loop import TrainConfig, Trainer, make_optimiser, schedule, train
+from llm.train.batches import Batch, ChatBatches, collate
+from llm.train.data import Example
+from llm.train.loop import Trainer, make_optimiser, train
 from llm.train.loss import Candidates
+from llm.train.recompute import recompute_activations
 from llm.train.report import Report, draw_losses, read_log
+from llm.train.schedule import TrainConfig, schedule
 from llm.train.vocabulary import SharedRows
 from tests.fakes import TINY
 
@@ -44,7 +49,8 @@ def batches() -> ChatBatches:
 
 def quiet(folder: Path, trainer: Trainer, every: int = 1) -> Report:
     with open(os.devnull, "w") as nowhere:
-        return Report(folder, trainer.config.steps, trainer.step, every, Console(file=nowhere, quiet=True))
+        console = Console(file=nowhere, quiet=True)
+        return Report(folder, trainer.config.steps, trainer.step, every, console, trainer.recent)
 
 
 def weights(trainer: Trainer) -> list[torch.Tensor]:
@@ -154,6 +160,114 @@ def test_a_signal_ends_the_run_with_everything_saved(tmp_path: Path, number: sig
     assert not list(tmp_path.glob("*.part"))
 
 
+@pytest.mark.parametrize("num_rows", [1, 3, 5, 8])
+@pytest.mark.parametrize("negatives", [0, 20])
+def test_parts_of_a_batch_update_as_the_whole_does(num_rows: int, negatives: int) -> None:
+    """Also where parts differ in length and in targets; a part's gradients weigh as its targets do."""
+    lengths = [3, 9, 4, 4, 12, 5, 2, 7]
+    random = np.random.default_rng(1)
+    batch = collate(
+        [Example(random.choice(SEEN, n), np.arange(n) % 3 > 0) for n in lengths], prompt_weight=0.3
+    )
+    whole = new_trainer(replace(CONFIG, negatives=negatives))
+    parts = new_trainer(replace(CONFIG, negatives=negatives, num_rows=num_rows))
+    for trainer in (whole, parts):
+        trainer.model.double()
+        for _ in range(3):
+            loss, _ = trainer.update(batch)
+            trainer.recent.append(loss)
+    assert parts.recent == pytest.approx(whole.recent, rel=1e-12)
+    for one, two in zip(weights(parts), weights(whole), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-7, atol=1e-10)
+
+
+def test_recomputed_activations_give_the_same_gradients() -> None:
+    kept, again = new_trainer(), new_trainer()
+    names = list(again.model.state_dict())
+    recompute_activations(again.model)
+    seen: list[int] = []
+    again.model.blocks[0].attention.register_forward_hook(lambda *_: seen.append(1))
+    for trainer in (kept, again):
+        trainer.update(batches()[0])
+    assert len(seen) == 2, "forward, and once more on the way back"
+    assert all(torch.equal(a, b) for a, b in zip(weights(kept), weights(again), strict=True))
+    assert list(again.model.state_dict()) == names
+
+
+class Scripted(Trainer):
+    """Validates to what it is told."""
+
+    losses: list[float]
+
+    def validate(self, batches: Sequence[Batch]) -> float:
+        return self.losses[self.step - 1]
+
+
+def scripted(losses: list[float], **changes: Any) -> Scripted:
+    model = Decoder(TINY)
+    init_weights(model, 1)
+    trainer = Scripted(model, replace(CONFIG, steps=len(losses), validate_every=1, **changes))
+    trainer.losses = losses
+    return trainer
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_the_best_step_is_kept(tmp_path: Path, keep: str) -> None:
+    trainer, until_best = scripted([3.0, 1.0, 2.0, 1.0], keep=keep), scripted([9.0] * 4)
+    train(trainer, batches(), [collate(EXAMPLES[:1])], tmp_path, quiet(tmp_path, trainer))
+    for step in range(2):
+        until_best.update(batches()[step])
+    last = weights(trainer)
+    trainer.take_best()
+    assert trainer.best is not None and (trainer.best.loss, trainer.best.step) == (1.0, 2)
+    expected = weights(until_best) if keep == "best" else last
+    assert all(torch.equal(a, b) for a, b in zip(weights(trainer), expected, strict=True))
+
+
+def test_patience_ends_the_run(tmp_path: Path) -> None:
+    losses = [3.0, 2.0, 2.0, 2.5, 1.0, 1.5, 1.2, 1.0, 0.1]
+    trainer = scripted(losses, patience=3)
+    assert train(trainer, batches(), [collate(EXAMPLES[:1])], tmp_path, quiet(tmp_path, trainer))
+    assert trainer.step == 8, "two misses, a better one, three misses"
+    endless = scripted(losses)
+    train(endless, batches(), [collate(EXAMPLES[:1])], tmp_path, quiet(tmp_path, endless))
+    assert endless.step == 9
+
+
+def test_a_resumed_run_remembers_its_best_and_its_patience(tmp_path: Path) -> None:
+    losses = [3.0, 1.0, 2.0, 2.5, 2.0, 0.5]
+    first, held = scripted(losses, patience=3, keep="best"), [collate(EXAMPLES[:1])]
+    report = quiet(tmp_path, first)
+    for step in range(3):
+        report.step(step + 1, *first.update(batches()[step]), 0, 0)
+        first.judge(held)
+    first.save(tmp_path / "training.pt")
+    second = scripted(losses, patience=3, keep="best")
+    second.load(tmp_path / "training.pt")
+    assert train(second, batches(), held, tmp_path, quiet(tmp_path, second))
+    assert second.step == 5 and second.best is not None and second.best.step == 2
+    assert first.best is not None
+    for name, tensor in first.best.weights.items():
+        assert torch.equal(second.best.weights[name], tensor)
+
+
+def test_a_line_of_the_log_averages_over_a_break(tmp_path: Path) -> None:
+    """Lines every 5 steps, saved after 7: the line of step 10 knows the losses of steps 6 and 7."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        folder.mkdir()
+    straight, first, second = new_trainer(), new_trainer(), new_trainer()
+    train(straight, batches(), [], whole, quiet(whole, straight, every=5))
+    report = quiet(parts, first, every=5)
+    for step in range(7):
+        report.step(step + 1, *first.update(batches()[step]), 0, 0)
+    first.save(parts / "training.pt")
+    second.load(parts / "training.pt")
+    train(second, batches(), [], parts, quiet(parts, second, every=5))
+    curves = [[(r["step"], r["loss"]) for r in read_log(f / "log.jsonl")] for f in (whole, parts)]
+    assert curves[0] == curves[1] and [step for step, _ in curves[0]] == [5, 10, 12]
+
+
 def test_minutes_end_the_run(tmp_path: Path) -> None:
     trainer = new_trainer(replace(CONFIG, steps=10**9, max_minutes=1e-9))
     assert train(trainer, batches(), [], tmp_path, quiet(tmp_path, trainer))
@@ -212,7 +326,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
         trainer.model.norm.weight.fill_(float("nan"))
     with pytest.raises(CheckpointError, match="the loss is nan at step 1; try a lower --lr"):
         train(trainer, batches(), [], tmp_path, quiet(tmp_path, trainer))
-    assert not (tmp_path / "training.pt").exists()
+    saved = new_trainer()
+    saved.load(tmp_path / "training.pt")
+    assert saved.step == 0, "what is saved is from before the step that failed"
 
 
 def test_plain_lines_without_a_terminal_and_a_bar_with_one(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from llm.kv.concat import NoCache, causal_attention
 from llm.model import Decoder
 from llm.train.attention import WrittenOut
-from llm.train.data import IGNORE, Batch
+from llm.train.batches import IGNORE, Batch
 from llm.train.loss import Candidates, head_loss
 from llm.train.vocabulary import SharedRows
 from tests.fakes import tiny_model
@@ -113,7 +113,7 @@ def test_written_out_attention_is_attention(heads: int, kv_heads: int, length: i
     k = torch.randn(2, length, kv_heads, 8, generator=random, dtype=torch.float64)
     v = torch.randn(2, length, kv_heads, 8, generator=random, dtype=torch.float64)
     ours, theirs = WrittenOut().attend(0, q, k, v), causal_attention(q, k, v)
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
     (mine,) = torch.autograd.grad(ours.square().sum(), q)
     (other,) = torch.autograd.grad(theirs.square().sum(), q)
-    torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-12)

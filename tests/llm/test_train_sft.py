@@ -59,6 +59,7 @@ def test_it_learns_answers_that_are_served(tmp_path: Path, extra: list[str]) -> 
     assert sorted(path.name for path in (tmp_path / "mine.run").iterdir()) == [
         "log.jsonl",
         "loss.png",
+        "training.json",
         "training.pt",
     ]
 
@@ -88,6 +89,68 @@ def test_init_goes_on_from_a_checkpoint_and_keeps_its_shape(tmp_path: Path) -> N
     for (_, old), (_, new) in zip(before.weights(), after.weights(), strict=True):
         torch.testing.assert_close(old, new, rtol=0, atol=1e-3)
     assert "validation_loss" in read_log(tmp_path / "second.run" / "log.jsonl")[-1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--family", "gpt2"], {"activation": "gelu_tanh", "ffn_bias": True, "rope_theta": None}),
+        (["--family", "llama", "--kv-heads", "1", "--pack"], {"norm": "rms", "num_kv_heads": 1}),
+        (["--family", "qwen2", "--pack", "--window", "64"], {"attention_bias": True, "ffn_width": 96}),
+        (
+            ["--family", "qwen3", "--untied", "--batch-size", "1", "--accumulate", "3"],
+            {"qk_norm": True, "tied_head": False, "rope_theta": 1e6},
+        ),
+    ],
+)
+def test_every_family_learns_and_is_served(
+    tmp_path: Path, flags: list[str], expected: dict[str, object]
+) -> None:
+    out, data = tmp_path / "mine", tmp_path / "pairs.jsonl"
+    lines = ({"prompt": prompt, "completion": completion} for prompt, completion in PAIRS.items())
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    learn = ["--steps", "25", "--lr", "0.01", "--log-every", "5", *flags]
+    assert main(["--data", str(data), "--out", str(out), *SHAPE, *RUN, *learn]) == 0
+    config = open_checkpoint(out).config
+    assert {name: getattr(config, name) for name in expected} == expected
+    losses = [row["loss"] for row in read_log(tmp_path / "mine.run" / "log.jsonl")]
+    assert losses[0] > 3 and losses[-1] < 1.5
+    assert reply(out, "a?")
+
+
+def test_like_takes_shape_and_tokenizer_and_no_weights(tmp_path: Path) -> None:
+    data, first, second = write_chats(tmp_path / "c.jsonl"), tmp_path / "first", tmp_path / "second"
+    llama = ["--family", "llama", "--steps", "1"]
+    assert main(["--data", data, "--out", str(first), *SHAPE, *RUN, *llama]) == 0
+    like = ["--like", str(first), "--steps", "1", "--seed", "2"]
+    assert main(["--data", data, "--out", str(second), *RUN, *like]) == 0
+    one, two = open_checkpoint(first), open_checkpoint(second)
+    assert one.config == two.config
+    assert not torch.allclose(dict(one.weights())["tokens.weight"], dict(two.weights())["tokens.weight"])
+
+
+def test_the_saved_configuration_runs_again(tmp_path: Path) -> None:
+    data, first, again = write_chats(tmp_path / "c.jsonl"), tmp_path / "first", tmp_path / "again"
+    held = ["--validation-share", "0.4", "--validate-every", "2", "--epochs", "9", "--pack"]
+    assert main(["--data", data, "--out", str(first), *SHAPE, *RUN, *held]) == 0
+    saved = (first / "training.json").read_text()
+    assert json.loads(saved)["steps"] == 9 and json.loads(saved)["keep"] == "best"
+    assert (tmp_path / "first.run/training.json").read_text() == saved
+    over = ["--out", str(again), "--work", str(tmp_path / "w")]
+    assert main(["--config", str(first / "training.json"), *over]) == 0
+    for (_, old), (_, new) in zip(
+        open_checkpoint(first).weights(), open_checkpoint(again).weights(), strict=True
+    ):
+        assert torch.equal(old, new)
+
+
+def test_the_first_example_is_shown_with_what_is_learned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_chats(tmp_path / "c.jsonl", {"a?\x1b[2J": "one"})
+    assert main(["--data", data, "--out", str(tmp_path / "m"), *SHAPE, *RUN, "--steps", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "\nUser: a??[2J\nAssistant:[[ one\n]]\n" in shown, "nothing of the data steers the terminal"
 
 
 def test_long_chats_are_left_out_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,8 +184,18 @@ def test_split_is_seeded_and_leaves_something_to_learn() -> None:
         (["--device", "cuda:99"], "--device cuda:99"),
         (["--tokenizer", "none.tiktoken"], "none.tiktoken: cannot read the tokenizer"),
         (["--card", "none.md"], "none.md: cannot read"),
-        (["--positions", "8"], "no training conversation fits the model's 8 positions"),
+        (["--positions", "8"], "no training conversation fits in 8 tokens"),
         (["--init", "none"], "--layers: --init brings shape and tokenizer, leave it out"),
+        (["--like", "none"], "--layers: --like brings shape and tokenizer, leave it out"),
+        (["--like", "none", "--init", "none"], "--like: --init brings shape and weights, leave it out"),
+        (["--accumulate", "0"], "--accumulate must be at least 1, got 0"),
+        (["--log-every", "0"], "--log-every must be at least 1, got 0"),
+        (["--patience", "-1"], "--patience must be at least 0, got -1"),
+        (["--patience", "2"], "--patience 2 needs validation data, and there is none"),
+        (["--window", "32"], "--window 32 is for --pack"),
+        (["--pack", "--window", "97"], "--window must be from 2 to the model's 96 positions, got 97"),
+        (["--family", "llama", "--heads", "2", "--width", "34"], "even head size, got 17"),
+        (["--config", "none.yaml"], "none.yaml: cannot read: No such file or directory"),
         (["--resume"], "training.pt: cannot resume"),
         (["--data", "none.jsonl"], "none.jsonl: cannot read: No such file or directory"),
     ],
