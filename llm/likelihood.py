@@ -1,11 +1,11 @@
 """How probable a model thinks a text that is already there: negative log likelihood and perplexity.
 
-Of a conversation the assistant's tokens count, as its template says which those are: what training weighs,
-and no more. Of a plain text every token counts but the first, which follows nothing. All in nats. The text is
-read once, as a prompt whose every position is asked for. Refuses to know files and requests.
+Of a conversation the assistant's tokens count: what training weighs (`llm.chat.replies`), and no more. Of a
+plain text every token counts but the first, which follows nothing. All in nats. A text is read once, as a
+prompt whose every position is asked for. Refuses to know files and requests.
 
-    >>> text = read_chat(model.tokenizer, model.template.render(messages, generate=False))
-    >>> likelihood(text, await measure(model, text.ids)).perplexity
+    >>> texts = read_chat(model.tokenizer, model.template, messages)
+    >>> [likelihood(text, await measure(model, text.ids)).perplexity for text in texts]
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
-from llm.chat.template import Segment, encode_segments
+from llm.chat.replies import encode_replies
+from llm.chat.template import ChatTemplate, Message
 from llm.choice import TextDelta
 from llm.config import SamplingParams
 from llm.sequence import FinishReason, Logprob
@@ -84,10 +85,16 @@ class Likelihood:
         return math.exp(min(self.mean, MOST_NATS))
 
 
-def read_chat(tokenizer: Tokenizer, segments: Sequence[Segment]) -> ScoredText:
-    """A conversation that its template has rendered, all replies included: those count."""
-    ids, trained = encode_segments(tokenizer, segments)
-    return ScoredText(ids, [False, *trained[1:]])
+def read_chat(tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message]) -> list[ScoredText]:
+    """A conversation with all its replies, each of which counts once.
+
+    Usually one text; several where a template writes a turn differently once others follow.
+
+    Raises:
+        RequestError: the template refuses the conversation, or does not write a reply after its prompt.
+    """
+    stretches = encode_replies(tokenizer, template, messages)
+    return [ScoredText(ids, [False, *trained[1:]]) for ids, trained in stretches]
 
 
 def read_text(ids: list[int]) -> ScoredText:

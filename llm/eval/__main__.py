@@ -81,6 +81,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     paths = [options.checkpoint] if options.against is None else [options.checkpoint, options.against]
     found = [examine(path, terms) for path in paths]
     comparison = compare(found[0], found[1], terms) if len(found) == 2 else None
+    if comparison is not None:
+        found = [comparison.first, comparison.second]
     baseline = _baseline(terms.cases, known)
     for findings in found:
         _print_findings(findings, terms, verbose=options.verbose)
@@ -88,7 +90,9 @@ def _evaluate(options: argparse.Namespace) -> int:
         _print_score("retrieval baseline", baseline)
     if comparison is not None and comparison.divergence is not None:
         kl = comparison.divergence
-        print(f"{'KL per token':28}mean {kl.mean_kl:.4f}  largest {kl.max_kl:.4f}  same choice {kl.top1:.1%}")
+        print(
+            f"{'KL per token':27} mean {kl.mean_kl:.4f}  largest {kl.max_kl:.4f}  same choice {kl.top1:.1%}"
+        )
     if comparison is not None and options.report is not None:
         write_report(options.report, comparison)
         print(f"report: {options.report}")
@@ -129,14 +133,14 @@ def _print_findings(findings: Findings, terms: Terms, *, verbose: bool) -> None:
     if terms.passages:
         one = findings.likelihood
         print(
-            f"{findings.name:28}perplexity {one.perplexity:.4g}  {one.mean:.4f} nats/token  "
+            f"{findings.name:27} perplexity {one.perplexity:.4g}  {one.mean:.4f} nats/token  "
             f"{one.num_tokens} tokens of {len(terms.passages)} texts"
         )
 
 
 def _print_score(name: str, score: Score) -> None:
     parts = {"all": score.all, "in domain": score.in_domain, "unknown": score.unknown}
-    print(f"{name:28}" + "  ".join(_part(part, *numbers) for part, numbers in parts.items()))
+    print(f"{name:27} " + "  ".join(_part(part, *numbers) for part, numbers in parts.items()))
 
 
 def _part(name: str, right: int, count: int) -> str:

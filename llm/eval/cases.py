@@ -94,8 +94,9 @@ def read_cases(path: str | Path, facts: Mapping[str, Fact]) -> list[Case]:
         if messages[-1].role != "user":
             raise DataError(f"{where}: the last message must be the user's, it is the {messages[-1].role}'s")
         if "expect" in value:
-            keys = _read_keys(where, value["expect"])
-            expected = "; ".join(" or ".join(group) for group in keys)
+            groups = _read_groups(where, value["expect"])
+            expected = "; ".join(" or ".join(group) for group in groups)
+            keys = tuple(tuple(key.lower() for key in group) for group in groups)
             cases.append(Case(tuple(messages), keys, expected))
             continue
         if value.get("fact") not in facts:
@@ -107,7 +108,7 @@ def read_cases(path: str | Path, facts: Mapping[str, Fact]) -> list[Case]:
     return cases
 
 
-def _read_keys(where: str, value: object) -> Keys:
+def _read_groups(where: str, value: object) -> list[list[str]]:
     groups = value if isinstance(value, list) else []
     good = all(
         isinstance(group, list) and group and all(isinstance(key, str) and key.strip() for key in group)
@@ -117,7 +118,7 @@ def _read_keys(where: str, value: object) -> Keys:
         raise DataError(
             f'{where}: expect must be a list of lists of text: [["this", "or this"], ["and this"]]'
         )
-    return tuple(tuple(key.lower() for key in group) for group in groups)
+    return groups
 
 
 def grade(cases: Sequence[Case], answers: Sequence[str]) -> Score:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from llm.checkpoint import Checkpoint, open_checkpoint
 from llm.config import BLOCK_SIZE
@@ -60,19 +60,16 @@ class Findings:
     """What came of it.
 
     Attributes:
+        name: the checkpoint's.
         answers, scores: for each seed.
         likelihoods: of each passage.
     """
 
+    name: str
     checkpoint: Checkpoint
     answers: list[list[str]]
     scores: list[Score]
     likelihoods: list[Likelihood]
-
-    @property
-    def name(self) -> str:
-        """The checkpoint's."""
-        return self.checkpoint.name
 
     @property
     def likelihood(self) -> Likelihood:
@@ -115,7 +112,7 @@ def examine(path: str, terms: Terms) -> Findings:
     )
     answers, likelihoods = asyncio.run(_ask(model, terms))
     scores = [grade(terms.cases, said) for said in answers] if terms.cases else []
-    return Findings(checkpoint, answers, scores, likelihoods)
+    return Findings(checkpoint.name, checkpoint, answers, scores, likelihoods)
 
 
 async def _ask(model: TextModel, terms: Terms) -> tuple[list[list[str]], list[Likelihood]]:
@@ -129,6 +126,8 @@ async def _ask(model: TextModel, terms: Terms) -> tuple[list[list[str]], list[Li
 def compare(first: Findings, second: Findings, terms: Terms) -> Comparison:
     """Put two side by side, and measure how far they are apart."""
     one, two = first.checkpoint, second.checkpoint
+    if first.name == second.name:  # two runs' best, say: their places tell them apart
+        first, second = replace(first, name=str(one.path)), replace(second, name=str(two.path))
     kl: list[Quality | None] = []
     if terms.cases and same_vocabulary(one.tokenizer, two.tokenizer):
         longest = min(one.config.num_positions, two.config.num_positions, MAX_MODEL_LEN)

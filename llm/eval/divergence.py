@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
 
-from llm.chat.template import ChatTemplate, Message, encode_segments
+from llm.chat.replies import encode_replies
+from llm.chat.template import ChatTemplate, Message
 from llm.checkpoint import Checkpoint
 from llm.config import EngineConfig
+from llm.errors import RequestError
 from llm.load import make_runner
 from llm.placement import resolve_places
 from llm.quality import ROWS_AT_ONCE, Quality, Window, compare_windows
@@ -48,14 +49,18 @@ def answer_window(
     tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message], answer: str, longest: int
 ) -> Window | None:
     """A conversation and its answer as training would write them, of which the answer's tokens count; None
-    when none of them is within the first `longest` ids.
+    when none of them is within the first `longest` ids, or the template cannot write them.
     """
-    spoken = [*messages, Message("assistant", answer)]
-    prompt, _ = encode_segments(tokenizer, template.render(messages))
-    ids, _ = encode_segments(tokenizer, template.render(spoken, generate=False))
-    first = max(len(commonprefix([prompt, ids])) - 1, 0)
-    ids = ids[:longest]
-    return Window(ids, first) if first < len(ids) - 1 else None
+    try:
+        ids, spoken = encode_replies(tokenizer, template, [*messages, Message("assistant", answer)])[-1]
+    except RequestError:
+        return None
+    end = len(spoken) - spoken[::-1].index(True) if any(spoken) else 0
+    begin = end
+    while begin and spoken[begin - 1]:
+        begin -= 1
+    ids = ids[: min(end, longest)]
+    return Window(ids, begin - 1) if 0 < begin < len(ids) else None
 
 
 def compare_answers(

@@ -51,29 +51,24 @@ def read_passages(path: str | Path) -> list[Passage]:
     return passages
 
 
-def encode(passage: Passage, model: TextModel) -> ScoredText:
-    """A passage as this model reads it.
+def encode(passage: Passage, model: TextModel) -> list[ScoredText]:
+    """A passage as this model reads it, mostly in one piece.
 
     Raises:
         DataError: its template refuses the conversation, or nothing of the passage would count.
     """
     if passage.messages:
         try:
-            segments = model.template.render(passage.messages, generate=False)
+            texts = read_chat(model.tokenizer, model.template, passage.messages)
         except RequestError as error:
             raise DataError(f"{passage.where}: {error}") from None
-        text = read_chat(model.tokenizer, segments)
-        if not text.num_scored:
-            raise DataError(
-                f"{passage.where}: the model's template does not say which tokens are the assistant's"
-            )
-        return text
+        return texts
     begin = model.tokenizer.begin_of_text
     ids = model.tokenizer.encode(passage.text)
     text = read_text(ids if begin is None else [begin, *ids])
     if not text.num_scored:
         raise DataError(f"{passage.where}: {len(text.ids)} tokens, at least 2 are needed")
-    return text
+    return [text]
 
 
 async def measure_all(model: TextModel, passages: Sequence[Passage]) -> list[Likelihood]:
@@ -89,9 +84,10 @@ async def measure_all(model: TextModel, passages: Sequence[Passage]) -> list[Lik
         async with gate:
             return likelihood(text, await measure(model, text.ids))
 
-    async def whole(text: ScoredText) -> Likelihood:
-        parts = [window(part) for part in text.windows(model.max_model_len - 1) if part.num_scored]
+    async def whole(texts: Sequence[ScoredText]) -> Likelihood:
+        windows = [part for text in texts for part in text.windows(model.max_model_len - 1)]
+        parts = [window(part) for part in windows if part.num_scored]
         return sum(await asyncio.gather(*parts), Likelihood())
 
-    texts = [encode(passage, model) for passage in passages]  # all are sound before one is read
-    return await asyncio.gather(*map(whole, texts))
+    encoded = [encode(passage, model) for passage in passages]  # all are sound before one is read
+    return await asyncio.gather(*map(whole, encoded))

@@ -5,7 +5,7 @@
 
 One conversation as `messages`, or as `input` a text or a list of texts and conversations, read together.
 A conversation is rendered by the model's template with all its replies, and what counts is what training
-would weigh. Nothing is written: usage counts prompts alone.
+weighs. Nothing is written: usage counts prompts alone.
 """
 
 from __future__ import annotations
@@ -21,14 +21,12 @@ from starlette.responses import Response
 
 from llm.chat.template import text_bytes
 from llm.errors import RequestError
-from llm.likelihood import ScoredText, finite, likelihood, measure, read_chat, read_text
+from llm.likelihood import Likelihood, ScoredText, finite, likelihood, measure, read_chat, read_text
 from llm.sequence import Logprob
 from llm.text import TextModel
 from server.api.conversation import (
     ChatMessage,
     Messages,
-    Rendering,
-    TemplateOptions,
     to_messages,
 )
 from server.api.fields import Neutral, Schema, describe, ignored, parse, refuse_unbuilt, report
@@ -47,6 +45,8 @@ from server.sse import finish_unless_gone
 
 MAX_LISTED = 1 << 17
 """Tokens that a reply lists: about 14 MB of JSON."""
+MAX_RENDERED = 4096
+"""Messages times replies of a conversation, where the template is rendered for each reply."""
 
 router = APIRouter()
 
@@ -82,7 +82,6 @@ class ScoreRequest(Schema):
     input: Items | None = None
     model: str | None = None
     logprobs: bool | None = None
-    chat_template_kwargs: TemplateOptions = None
     priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None = None
     cache_salt: Annotated[str, Field(max_length=MAX_SALT_CHARS)] | None = None
     user: Annotated[str, Field(max_length=1024)] | None = None
@@ -91,6 +90,7 @@ class ScoreRequest(Schema):
 UNBUILT: Neutral = {
     "tools": ([],),
     "chat_template": (),
+    "chat_template_kwargs": ({},),
     "add_generation_prompt": (False,),
     "continue_final_message": (False,),
     "add_special_tokens": (True,),
@@ -109,29 +109,41 @@ async def score(request: Request) -> Response:
     sent = _each(asked)
     headers = report(ignored(asked, UNBUILT), strict=settings.strict)
     model = registry_of(request).get(asked.model)
-    ticket = limits_of(request).admit(request, model, len(sent))
-    texts = [await _read(model, asked, one, path) for path, one in sent]
-    num_tokens = sum(len(text.ids) for text in texts)
+    inputs = [await _read(model, one, path) for path, one in sent]
+    num_tokens = sum(len(text.ids) for texts in inputs for text in texts)
+    _check_number(asked, num_tokens)
+    ticket = limits_of(request).admit(request, model, sum(map(len, inputs)))  # of some a place is not enough
+    work = [
+        measure(model, text.ids, ticket.terms(asked.priority, asked.cache_salt))
+        for texts in inputs
+        for text in texts
+    ]
+    scores = iter(await finish_unless_gone(request, together(work)))
+    read = [[(text, next(scores)) for text in texts] for texts in inputs]
+    head = {
+        "object": "list",
+        "model": model.name,
+        "system_fingerprint": model.fingerprint,
+        "usage": usage(num_tokens, 0, 0),
+    }
+
+    def write() -> bytes:
+        entries = (_entry(model, i, one, listed=asked.logprobs is True) for i, one in enumerate(read))
+        parts = ",".join(map(_json, entries))  # each on its own: other threads have their turns between
+        return f'{_json(head)[:-1]},"data":[{parts}]}}'.encode()
+
+    written = await off_loop(num_tokens if asked.logprobs else 0, write)
+    return Response(written, headers=headers, media_type="application/json")
+
+
+def _check_number(asked: ScoreRequest, num_tokens: int) -> None:
+    """Raise a 400 for more tokens than one reply is about."""
     check_scores("input" if asked.messages is None else "messages", num_tokens, 0)
     if asked.logprobs and num_tokens > MAX_LISTED:
         raise invalid(
             f"logprobs asks for {num_tokens} tokens, at most {MAX_LISTED} in one reply; send fewer at once",
             "logprobs",
         )
-    work = [measure(model, text.ids, ticket.terms(asked.priority, asked.cache_salt)) for text in texts]
-    scores = await finish_unless_gone(request, together(work))
-    head = {"object": "list", "model": model.name, "system_fingerprint": model.fingerprint}
-
-    def write() -> bytes:
-        data = (
-            _entry(model, i, text, found, listed=asked.logprobs is True)
-            for i, (text, found) in enumerate(zip(texts, scores, strict=True))
-        )
-        parts = ",".join(_json(entry) for entry in data)  # each on its own: other threads have turns between
-        return f'{_json(head | {"usage": usage(num_tokens, 0, 0)})[:-1]},"data":[{parts}]}}'.encode()
-
-    written = await off_loop(num_tokens if asked.logprobs else 0, write)
-    return Response(written, headers=headers, media_type="application/json")
 
 
 def _each(asked: ScoreRequest) -> list[tuple[str, str | list[ChatMessage]]]:
@@ -142,68 +154,67 @@ def _each(asked: ScoreRequest) -> list[tuple[str, str | list[ChatMessage]]]:
         return [("messages", asked.messages)]
     if asked.input is None:
         raise invalid("input is required, or messages", "input", "missing_required_parameter")
-    texts = [asked.input] if isinstance(asked.input, str) else asked.input
-    if asked.chat_template_kwargs and all(isinstance(text, str) for text in texts):
-        raise invalid("chat_template_kwargs is only for conversations", "chat_template_kwargs")
     if isinstance(asked.input, str):
         return [("input", asked.input)]
-    return [(f"input[{i}]", one) for i, one in enumerate(texts)]
+    return [(f"input[{i}]", one) for i, one in enumerate(asked.input)]
 
 
-async def _read(model: TextModel, asked: ScoreRequest, one: str | list[ChatMessage], path: str) -> ScoredText:
-    """One input as the model reads it.
+async def _read(model: TextModel, one: str | list[ChatMessage], path: str) -> list[ScoredText]:
+    """One input as the model reads it, mostly in one piece.
 
     Raises:
         ApiError, RequestError: it cannot be read, is too long, or nothing of it would count.
     """
     if isinstance(one, str):
-        text = read_text(await to_ids(model, one, path))
-        if len(text.ids) < 2:
+        texts = [read_text(await to_ids(model, one, path))]
+        if not texts[0].num_scored:
+            count = len(texts[0].ids)
             raise invalid(
-                f"{path} must be at least 2 tokens long, the first follows nothing: it has {len(text.ids)}",
-                path,
+                f"{path} must be at least 2 tokens long, the first follows nothing: it has {count}", path
             )
     else:
-        text = await _read_chat(model, asked, one, path)
-    limit = model.max_model_len - 1
-    if len(text.ids) > limit:
+        texts = await _read_chat(model, one, path)
+    num_tokens, limit = max(len(text.ids) for text in texts), model.max_model_len - 1
+    if num_tokens > limit:
         raise RequestError(
-            f"{path} is too long: it has {len(text.ids)} tokens, and this model can score {limit}, one less "
+            f"{path} is too long: it has {num_tokens} tokens, and this model can score {limit}, one less "
             "than its maximum context length",
             param=path,
             code="context_length_exceeded",
         )
-    return text
+    return texts
 
 
-async def _read_chat(model: TextModel, asked: ScoreRequest, sent: list[ChatMessage], path: str) -> ScoredText:
-    if not any(message.role == "assistant" for message in sent):
+async def _read_chat(model: TextModel, sent: list[ChatMessage], path: str) -> list[ScoredText]:
+    num_replies = sum(message.role == "assistant" for message in sent)
+    if not num_replies:
         raise invalid(f"{path} must have a message of role assistant: only those count", path)
     messages = to_messages(sent, path)
     try:
-        segments = Rendering(options=asked.chat_template_kwargs, generate=False).segments(model, messages)
+        whole = model.template.render(messages, generate=False)
+        size = text_bytes(whole)
+        check_size(size, model, path)
+        times = 1 if any(segment.trained for segment in whole) else num_replies
+        if times * len(messages) > MAX_RENDERED:
+            raise invalid(
+                f"{path} is too long: {len(messages)} messages, {num_replies} of them the assistant's. This "
+                f"model's template is rendered for each of those, and the product may be {MAX_RENDERED}",
+                path,
+            )
+        return await off_loop(size * times, lambda: read_chat(model.tokenizer, model.template, messages))
     except RequestError as error:
         param = error.param or ""
         if path == "messages" or not param.startswith("messages"):
             raise
-        raise RequestError(
-            f"{path}: {error}", param=path + param.removeprefix("messages"), code=error.code
-        ) from None
-    check_size(text_bytes(segments), model, path)
-    text = await off_loop(text_bytes(segments), lambda: read_chat(model.tokenizer, segments))
-    if not text.num_scored:
-        message = (
-            f"{path} has no token that counts: this model's template does not say which are the assistant's"
-        )
-        raise invalid(message, path)
-    return text
+        named = path + param.removeprefix("messages")
+        raise RequestError(f"{path}: {error}", param=named, code=error.code) from None
 
 
 def _entry(
-    model: TextModel, index: int, text: ScoredText, scores: Sequence[Logprob], *, listed: bool
+    model: TextModel, index: int, read: Sequence[tuple[ScoredText, Sequence[Logprob]]], *, listed: bool
 ) -> dict[str, Any]:
     """One input's object."""
-    found = likelihood(text, scores)
+    found = sum((likelihood(text, scores) for text, scores in read), Likelihood())
     entry: dict[str, Any] = {
         "object": "score",
         "index": index,
@@ -213,16 +224,16 @@ def _entry(
         "perplexity": found.perplexity,
     }
     if listed:
-        values = [None, *(finite(score.value) for score in scores)]
         entry["tokens"] = [
             {
                 "id": token,
                 "token": token_name(model.tokenizer, token),
                 "bytes": list(model.tokenizer.token_bytes(token)),
-                "logprob": value,
+                "logprob": None if score is None else finite(score.value),
                 "counts": counts,
             }
-            for token, value, counts in zip(text.ids, values, text.counts, strict=True)
+            for text, scores in read
+            for token, score, counts in zip(text.ids, [None, *scores], text.counts, strict=True)
         ]
     return entry
 

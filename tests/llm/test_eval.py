@@ -185,7 +185,7 @@ def test_a_question_may_bring_what_it_expects(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert not names_facts(path)
     cases = read_cases(path, {})
-    assert cases[0].keys == (("paris",), ("seine", "river")) and cases[0].expected == "paris; seine or river"
+    assert cases[0].keys == (("paris",), ("seine", "river")) and cases[0].expected == "Paris; Seine or river"
     assert grade(cases, ["PARIS, on the Seine", "Roma"]).right == (True, True)
     assert grade(cases, ["Paris", "Milan"]).in_domain == (0, 2)
 

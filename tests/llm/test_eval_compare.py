@@ -75,6 +75,7 @@ def test_the_figures_of_two(house: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_a_checkpoint_beside_itself_is_nowhere_apart(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = run(house, capsys, "m0", "m0", "--report", str(house / "same.md"))
     assert told["kl"]["mean_kl"] == told["kl"]["max_kl"] == 0.0 and told["kl"]["top1"] == 1.0
+    assert told["checkpoint"] == str(house / "m0"), "of one name, they are told apart by their places"
     page = (house / "same.md").read_text()
     assert "## The same words: 3" in page and "Other words" not in page
 

@@ -39,7 +39,7 @@ def cases(*questions: str) -> list[Case]:
 def comparison(checkpoint: Checkpoint, asked: list[Case], one: list[str], two: list[str]) -> Comparison:
     terms = Terms(cases=asked, passages=[Passage("f:1", (), "ab")])
     both = [
-        Findings(checkpoint, [said], [grade(asked, said)], [Likelihood(2.0 + i, 2)])
+        Findings(f"m{i}", checkpoint, [said], [grade(asked, said)], [Likelihood(2.0 + i, 2)])
         for i, said in enumerate((one, two))
     ]
     return Comparison(terms, both[0], both[1], [None] * len(asked), Divergence(7, 0.25, 1.5, 0.5))
@@ -64,7 +64,7 @@ def test_what_differs_comes_first(tiny: Checkpoint) -> None:
 def test_the_figures(tiny: Checkpoint) -> None:
     found = comparison(tiny, cases("a", "b"), ["yes", "no"], ["yes", "yes"])
     rows = {row[0]: row[1:] for row in figures(found)}
-    assert rows[""] == ("tiny", "tiny")
+    assert rows[""] == ("m0", "m1")
     assert rows["right, greedy"] == ("1/2 = 50.0%", "2/2 = 100.0%")
     assert rows["perplexity"] == ("2.718", "4.482")
     assert rows["KL per token, mean"][0] == "0.2500"
