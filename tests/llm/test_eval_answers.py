@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from llm.generate import generate_cached
 from llm.model import Decoder
 from llm.text import TextModel
 from llm.tokenizer import ByteTokenizer
-from tests.fakes import tiny_model, tiny_text_model
+from tests.fakes import ScriptedModel, tiny_model, tiny_text_model
 
 QUESTIONS = ["hi", "what is a token?", "a", "which port is it, please?", "x" * 90]
 MODEL = tiny_model(num_positions=64)
@@ -67,3 +68,12 @@ def test_greedy_keeps_the_checkpoints_penalty() -> None:
     params = policy(GenerationDefaults(temperature=0.7, repetition_penalty=1.3, top_k=5), None, 9)
     assert (params.temperature, params.repetition_penalty, params.max_tokens) == (0.0, 1.3, 9)
     assert policy(GenerationDefaults(temperature=0.7), 3, 9).temperature == 0.7
+
+
+def test_white_space_around_an_answer_is_not_part_of_it() -> None:
+    model: Any = ScriptedModel("yes", " ", "\t")
+
+    async def ask() -> list[list[str]]:
+        return await answer_all(model, [[Message("user", "a")]], [None], 60)
+
+    assert asyncio.run(ask()) == [["yes"]]
