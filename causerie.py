@@ -30,7 +30,7 @@ COMMANDS = {
     "train facts": Command("llm.train.facts", "write the default checkpoint's conversations"),
     "quantize": Command("llm.adapt.quantize", "write a checkpoint again with 8 or 4 bits a weight"),
     "build-kernel": Command("llm.runner.native.build", "compile what computes on a CPU, for this one or all"),
-    "eval": Command("llm.eval", "score a checkpoint's answers"),
+    "eval": Command("llm.eval.__main__", "score a checkpoint's answers and texts, alone or beside another"),
     "quality": Command("llm.quality", "compare formats of the weights with the unquantised model"),
     "invariance": Command("llm.invariance", "show that company changes no bit of a sequence's logits"),
     "bench": Command("clients.bench.__main__", "measure a server through HTTP"),

@@ -40,7 +40,7 @@ from llm.chat.template import Message
 from llm.checkpoint import Checkpoint, locate_checkpoint, open_checkpoint
 from llm.config import BLOCK_SIZE, EngineConfig, SamplingParams
 from llm.errors import DataError, OptionError, StepFailed
-from llm.eval import read_cases
+from llm.eval.cases import read_cases
 from llm.hardware import describe, usable_cores
 from llm.load import make_runner
 from llm.placement import KVType, RunnerName, resolve_places

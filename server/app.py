@@ -18,7 +18,7 @@ from starlette.middleware import Middleware
 from llm.text import TextModel
 from server import __version__
 from server.answers import Answers
-from server.api import chat, completions, embeddings, health, template, tokenize
+from server.api import chat, completions, embeddings, health, score, template, tokenize
 from server.api import metrics as metrics_api
 from server.api import models as models_api
 from server.auth import KeyAuth
@@ -33,7 +33,7 @@ from server.request_id import RequestId
 from server.settings import Settings
 from server.startup import is_loopback, load_models
 
-ENDPOINTS = (chat, completions, embeddings, models_api, tokenize, template, health, metrics_api)
+ENDPOINTS = (chat, completions, embeddings, score, models_api, tokenize, template, health, metrics_api)
 OPENAPI = "/openapi.json"
 
 

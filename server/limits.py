@@ -24,7 +24,7 @@ from server.metrics import Metrics
 from server.settings import Settings
 from server.ticket import Ticket
 
-WORK = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
+WORK = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/score"})
 """Routes that take places; they refuse before they read a body."""
 WAITING_PER_RUNNING = 4
 """Replies that may wait for each that may run, when the operator does not say."""

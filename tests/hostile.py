@@ -98,6 +98,7 @@ ROUTES = {
     "/v1/chat/completions": 8,
     "/v1/completions": 5,
     "/v1/embeddings": 2,
+    "/v1/score": 2,
     "/tokenize": 2,
     "/detokenize": 1,
     "/apply-template": 2,
@@ -191,7 +192,7 @@ def agreeing(body: dict[str, Any]) -> dict[str, Any]:
     if (body.get("top_k") or 0) > 257:
         gone.add("top_k")
     if body.get("messages"):
-        gone |= {"prompt", "continue_final_message"}
+        gone |= {"prompt", "input", "continue_final_message"}
     return {name: value for name, value in body.items() if name not in gone}
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.fakes import ScriptedModel
 from tests.server.wire import CHAT, HELLO, Answer, app_of, call
-from tests.test_errors_table import BASE, COMPLETIONS, DETOKENIZE, EMBEDDINGS, GENERATING, named
+from tests.test_errors_table import BASE, COMPLETIONS, DETOKENIZE, EMBEDDINGS, GENERATING, SCORE, named
 
 Leaf = tuple[str, tuple[str | int, ...], dict[str, Any]]
 """Route, where in a body, and the schema of a value there."""
@@ -170,14 +170,15 @@ COUNTED: list[tuple[str, Any, int, str]] = [
     (COMPLETIONS, lambda n: {"prompt": [[97]] * n}, 64, "prompt"),
     (EMBEDDINGS, lambda n: {"input": ["a"] * n}, 64, "input"),
     (EMBEDDINGS, lambda n: {"input": [[97]] * n}, 64, "input"),
+    (SCORE, lambda n: {"input": ["ab"] * n}, 64, "input"),
     *((path, lambda n: {"stop": ["a"] * n}, 4, "stop") for path in GENERATING),
     *((path, lambda n: {"stop": "a" * n}, 256, "stop[0]") for path in GENERATING),
     *((path, lambda n: {"stop": ["a", "é" * n]}, 256, "stop[1]") for path in GENERATING),
     *((path, lambda n: {"n": n}, 8, "n") for path in GENERATING),
     *((path, lambda n: {"prompt_logprobs": n}, 20, "prompt_logprobs") for path in GENERATING),
     *((path, lambda n: {"stop_token_ids": [1] * n}, 64, "stop_token_ids") for path in GENERATING),
-    *((path, lambda n: {"user": "u" * n}, 1024, "user") for path in (*GENERATING, EMBEDDINGS)),
-    *((path, lambda n: {"cache_salt": "s" * n}, 256, "cache_salt") for path in GENERATING),
+    *((path, lambda n: {"user": "u" * n}, 1024, "user") for path in (*GENERATING, EMBEDDINGS, SCORE)),
+    *((path, lambda n: {"cache_salt": "s" * n}, 256, "cache_salt") for path in (*GENERATING, SCORE)),
     *(
         (path, lambda n: {"guided_choice": list(map(str, range(n)))}, 1024, "guided_choice")
         for path in GENERATING

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
-import torch
 
 from llm.chat.template import Message
-from llm.checkpoint import Checkpoint, load_model, open_checkpoint, prove_prompts
-from llm.eval import model_answers
+from llm.checkpoint import Checkpoint, open_checkpoint, prove_prompts
+from llm.eval.answers import answer_all, running
+from llm.load import load_text_model
 from llm.train.facts import UNKNOWN_ANSWER, carries, read_facts
 
 ROOT = Path(__file__).parent.parent
@@ -28,9 +29,16 @@ def test_it_is_small_and_proves_its_prompts(causette: Checkpoint) -> None:
 
 
 def test_it_answers_from_its_subject_and_admits_the_rest(causette: Checkpoint) -> None:
-    model = load_model(causette, torch.device("cpu"), torch.float32)
-    answer = model_answers(model, causette.tokenizer, causette.template, causette.defaults, None)
+    questions = ["what is a token?", "how do I stream?", "who won the world cup?"]
+
+    async def ask() -> list[str]:
+        model = load_text_model(causette, devices="cpu", quantization="none", max_num_seqs=4)
+        async with running(model):
+            (answers,) = await answer_all(model, [[Message("user", q)] for q in questions], [None], 60)
+        return answers
+
+    token, stream, outside = asyncio.run(ask())
     facts = {fact.id: fact for fact in read_facts(ROOT / "checkpoints/data/facts")}
-    assert carries(answer([Message("user", "what is a token?")]), facts["token-definition"].keys)
-    assert carries(answer([Message("user", "how do I stream?")]), facts["stream-how"].keys)
-    assert answer([Message("user", "who won the world cup?")]) == UNKNOWN_ANSWER
+    assert carries(token, facts["token-definition"].keys)
+    assert carries(stream, facts["stream-how"].keys)
+    assert outside == UNKNOWN_ANSWER

@@ -10,12 +10,13 @@ from typing import get_args
 
 import pytest
 
-from server.api import chat, completions, embeddings
+from server.api import chat, completions, embeddings, score
 from server.api.chat import ChatRequest
 from server.api.completions import CompletionRequest
 from server.api.conversation import UNBUILT_MESSAGE
 from server.api.embeddings import EmbeddingRequest
 from server.api.fields import Schema
+from server.api.score import ScoreRequest
 from server.api.tokenize import TokenizeChatRequest, TokenizeRequest
 from server.app import create_app
 from server.settings import Settings
@@ -68,6 +69,7 @@ FATES = {
         set(fields_of(CompletionRequest)), set(completions.UNBUILT), set(completions.IGNORED)
     ),
     "/v1/embeddings": Fates(set(fields_of(EmbeddingRequest)), set(embeddings.UNBUILT), set()),
+    "/v1/score": Fates(set(ScoreRequest.model_fields), set(score.UNBUILT), set()),
     "/tokenize": Fates({*TokenizeRequest.model_fields, *TokenizeChatRequest.model_fields}, set(), set()),
 }
 

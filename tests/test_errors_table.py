@@ -16,19 +16,20 @@ from tests.fakes import ScriptedModel
 from tests.schemas import REFUSED
 from tests.server.wire import CHAT, HELLO, Answer, app_of, call
 
-COMPLETIONS, EMBEDDINGS = "/v1/completions", "/v1/embeddings"
+COMPLETIONS, EMBEDDINGS, SCORE = "/v1/completions", "/v1/embeddings", "/v1/score"
 TOKENIZE, DETOKENIZE, TEMPLATE = "/tokenize", "/detokenize", "/apply-template"
 BASE: dict[str, dict[str, Any]] = {
     CHAT: HELLO,
     COMPLETIONS: {"prompt": "hello"},
     EMBEDDINGS: {"input": "hello"},
+    SCORE: {"input": "hello"},
     TOKENIZE: {"prompt": "hello"},
     DETOKENIZE: {"tokens": [104]},
     TEMPLATE: HELLO,
 }
 """A request that each POST route answers."""
 GENERATING = (CHAT, COMPLETIONS)
-COMPUTING = (CHAT, COMPLETIONS, EMBEDDINGS)
+COMPUTING = (CHAT, COMPLETIONS, EMBEDDINGS, SCORE)
 CONVERSING = (CHAT, TOKENIZE, TEMPLATE)
 READING = ("/v1/models", "/v1/models/scripted", "/version", "/openapi.json")
 
@@ -119,6 +120,11 @@ def models_and_inputs() -> Iterator[Row]:
         yield refused(path, VALUE, f"{field}[1]", **{field: [[1], []]})
         yield refused(path, TOO_LONG, f"{field}[1]", **{field: ["a", "x" * 3000]})
         yield refused(path, TOO_LONG, field, **{field: [1] * 3000})
+    for wrong in (4, True, {}, 0.5):
+        yield refused(SCORE, TYPE, "input", input=wrong)
+        yield refused(SCORE, TYPE, "input[1]", input=["ab", wrong])
+    yield refused(SCORE, VALUE, "input", messages=HELLO["messages"])
+    yield refused(SCORE, VALUE, "messages", input=None, messages=HELLO["messages"])
     yield refused(DETOKENIZE, VALUE, "tokens[1]", tokens=[1, 257])
     yield refused(DETOKENIZE, VALUE, "tokens[0]", tokens=[-1])
     yield refused(DETOKENIZE, TYPE, "tokens", tokens="a")

@@ -18,7 +18,7 @@ from llm.errors import EngineStopped, StepFailed
 from tests.fakes import ScriptedModel
 from tests.hostile import answer_schema, chunk_schema
 from tests.server.wire import CHAT, HELLO, app_of, call
-from tests.test_errors_table import BASE, COMPLETIONS, EMBEDDINGS, TOKENIZE, F
+from tests.test_errors_table import BASE, COMPLETIONS, COMPUTING, EMBEDDINGS, SCORE, TOKENIZE, F
 
 DOCUMENT: dict[str, Any] = call(app_of(), "/openapi.json").json
 OPERATIONS = [(path, method) for path, methods in DOCUMENT["paths"].items() for method in methods]
@@ -104,6 +104,8 @@ def test_every_kind_of_reply_has_the_documented_form(
         (EMBEDDINGS, {"input": "a", "encoding_format": "base64"}),
         (TOKENIZE, {"prompt": "é", "return_token_strs": True}),
         (TOKENIZE, HELLO),
+        (SCORE, {"input": ["ab", [{"role": "assistant", "content": "a"}]]}),
+        (SCORE, {"input": "ab", "logprobs": True}),
         ("/detokenize", {"tokens": []}),
         ("/apply-template", HELLO),
         ("/v1/models", None),
@@ -134,7 +136,7 @@ def test_health_has_the_documented_form_when_it_is_bad() -> None:
 def test_errors_have_the_documented_form(path: str) -> None:
     refusal = call(app_of(), path, {"model": 1})
     fits(refusal.json, answer_schema(DOCUMENT, path, status="4XX"))
-    if path in (CHAT, COMPLETIONS, EMBEDDINGS):
+    if path in COMPUTING:
         for error in (StepFailed("x"), EngineStopped("x"), ValueError("x")):
             failure = call(app_of(ScriptedModel(error, "never")), path, BASE[path])
             assert failure.status >= 500

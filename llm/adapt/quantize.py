@@ -111,7 +111,8 @@ def _read(checkpoint: Checkpoint, path: Path) -> list[list[int]]:
     """Chats as they are served, or documents."""
     tokenizer = checkpoint.tokenizer
     if path.suffix == ".jsonl":
-        return [encode_chat(tokenizer, checkpoint.template, chat).ids.tolist() for chat in read_chats(path)]
+        chats = [chat.messages for chat in read_chats(path)]
+        return [encode_chat(tokenizer, checkpoint.template, chat).ids.tolist() for chat in chats]
     begin = [] if tokenizer.begin_of_text is None else [tokenizer.begin_of_text]
     return [begin + tokenizer.encode(text, continued=bool(begin)) for text in read_documents(path)]
 

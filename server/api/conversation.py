@@ -138,8 +138,11 @@ class Prompt:
         return {TRUNCATED_HEADER: str(self.num_dropped)} if self.num_dropped else {}
 
 
-def to_messages(sent: Sequence[ChatMessage]) -> list[Message]:
+def to_messages(sent: Sequence[ChatMessage], param: str = "messages") -> list[Message]:
     """Text of each turn: parts joined by line breaks, developer read as system, an assistant's null as "".
+
+    Args:
+        param: the conversation's path in the request.
 
     Raises:
         ApiError: a turn without content that must have some, calls of another than the assistant, a result
@@ -147,7 +150,7 @@ def to_messages(sent: Sequence[ChatMessage]) -> list[Message]:
     """
     messages: list[Message] = []
     for i, message in enumerate(sent):
-        path = f"messages[{i}]"
+        path = f"{param}[{i}]"
         refuse_unbuilt(message, UNBUILT_MESSAGE, f"{path}.")
         if message.content is None and message.role != "assistant":
             param = f"{path}.content"

@@ -8,12 +8,10 @@ to compare gives neighbours, not a search engine.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import math
 import struct
-from collections.abc import Coroutine
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter
 from pydantic import Field
@@ -24,6 +22,7 @@ from llm.text import TextModel
 from server.api.fields import Neutral, Schema, describe, ignored, parse, refuse_unbuilt, report
 from server.api.inputs import Input, check_length, each, to_ids
 from server.api.shapes import Embeddings, ok
+from server.api.together import together
 from server.body import read_object
 from server.errors import invalid
 from server.limits import limits_of
@@ -62,7 +61,7 @@ async def embeddings(request: Request) -> JSONResponse:
     ticket = limits_of(request).admit(request, model, len(sent))
     prompts = [await _prompt(model, one, path) for path, one in sent]
     work = [model.embed(prompt, terms=ticket.terms()) for prompt in prompts]
-    vectors = await finish_unless_gone(request, _together(work))
+    vectors = await finish_unless_gone(request, together(work))
     write = to_base64 if asked.encoding_format == "base64" else list
     num_tokens = sum(map(len, prompts))
     return JSONResponse(
@@ -99,14 +98,3 @@ async def _prompt(model: TextModel, one: str | list[int], path: str) -> list[int
         raise invalid(f"{path} holds no character that the model's vocabulary can write", path)
     check_length(len(ids), model.max_model_len, path)
     return ids
-
-
-async def _together(work: list[Coroutine[Any, Any, list[float]]]) -> list[list[float]]:
-    """All of them at once; the first that fails, or a client that leaves, ends the others."""
-    tasks = [asyncio.ensure_future(one) for one in work]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

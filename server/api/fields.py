@@ -59,13 +59,18 @@ def ignored(fields: Schema, neutral: Neutral, path: str = "") -> Iterator[str]:
         if not _asks_nothing(value, neutral.get(path + name, ())):
             yield path + name
     for name in type(fields).model_fields:
-        value = getattr(fields, name)
-        if isinstance(value, Schema):
-            yield from ignored(value, neutral, f"{path}{name}.")
-        elif isinstance(value, list):
-            for item in value:
-                if isinstance(item, Schema):
-                    yield from ignored(item, neutral, f"{path}{name}[].")
+        for inner, place in _schemas(getattr(fields, name), path + name):
+            yield from ignored(inner, neutral, f"{place}.")
+
+
+def _schemas(value: Any, place: str) -> Iterator[tuple[Schema, str]]:
+    """A field's value, or what its lists hold, where those are objects of ours."""
+    if isinstance(value, Schema):
+        yield value, place
+    elif isinstance(value, list):
+        for item in value:
+            if isinstance(item, Schema | list):  # not a million ids
+                yield from _schemas(item, f"{place}[]")
 
 
 def report(names: Iterator[str], *, strict: bool) -> dict[str, str]:

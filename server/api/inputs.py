@@ -76,14 +76,7 @@ async def to_ids(model: TextModel, one: str | list[int], param: str, *, begins: 
         check_length(len(one), model.max_model_len, param)
         check_ids(one, model, param)
         return one
-    size = len(one.encode())
-    if size > model.max_prompt_bytes:
-        raise RequestError(
-            f"{param} is too long: it is {size} bytes, and this model's maximum context length is "
-            f"{model.max_model_len} tokens, which hold at most {model.max_prompt_bytes} bytes",
-            param=param,
-            code="context_length_exceeded",
-        )
+    check_size(len(one.encode()), model, param)
     return await encode_text(model, one, begins=begins)
 
 
@@ -112,6 +105,17 @@ async def off_loop(size: int, work: Callable[[], T]) -> T:
     done = work()
     await asyncio.sleep(0)
     return done
+
+
+def check_size(num_bytes: int, model: TextModel, param: str) -> None:
+    """Raise a RequestError for more UTF-8 bytes than the context can hold, whatever their tokens."""
+    if num_bytes > model.max_prompt_bytes:
+        raise RequestError(
+            f"{param} is too long: it is {num_bytes} bytes, and this model's maximum context length is "
+            f"{model.max_model_len} tokens, which hold at most {model.max_prompt_bytes} bytes",
+            param=param,
+            code="context_length_exceeded",
+        )
 
 
 def check_length(num_tokens: int, limit: int, param: str) -> None:

@@ -15,18 +15,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from llm.choice import ReplyToken
+from llm.likelihood import finite
 from llm.sequence import Logprob
 from llm.tokenizer import Tokenizer
 
-IMPOSSIBLE = -9999.0
-"""JSON has no minus infinity; peers say this."""
 _SPELLED = "surrogateescape"
 """Bytes that are not UTF-8 survive a way through str."""
-
-
-def finite(value: float) -> float:
-    """A log probability that JSON can write; NaN counts as impossible."""
-    return value if value > IMPOSSIBLE else IMPOSSIBLE
 
 
 def token_name(tokenizer: Tokenizer, token_id: int) -> str:

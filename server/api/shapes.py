@@ -231,6 +231,36 @@ class Embeddings(Shape):
     usage: Tokens
 
 
+class Scores(Shape):
+    """How probable each input is to the model."""
+
+    class Score(Shape):
+        """One input's."""
+
+        class Token(Shape):
+            """One of its tokens; the first follows nothing."""
+
+            id: int
+            token: str
+            bytes: list[int]
+            logprob: float | None
+            counts: bool
+
+        object: Literal["score"]
+        index: int
+        nll: float
+        num_tokens: int
+        mean: float
+        perplexity: float
+        tokens: list[Token] | Absent = None
+
+    object: Literal["list"]
+    data: list[Score]
+    model: str
+    system_fingerprint: str
+    usage: Usage
+
+
 class ModelCard(Shape):
     """A model, its context and its sampling policy."""
 

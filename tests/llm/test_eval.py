@@ -1,18 +1,19 @@
-"""The score counts what it says it counts, and the baseline is a fair one."""
+"""The score counts what it says it counts, the baseline is a fair one, and the command says both."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from llm.chat.template import Message, PlainTemplate
+from llm.chat.template import Message
 from llm.checkpoint import save_folder
 from llm.config import COURSE_DEFAULTS
 from llm.errors import DataError
-from llm.eval import Case, Retrieval, main, model_answers, read_cases, score, words
+from llm.eval.__main__ import main
+from llm.eval.cases import Case, grade, names_facts, read_cases
+from llm.eval.retrieval import Retrieval, words
 from llm.tokenizer import ByteTokenizer
 from llm.train.facts import UNKNOWN, UNKNOWN_ANSWER, UNKNOWN_KEYS, Fact
 from tests.fakes import tiny_model
@@ -30,7 +31,7 @@ def ask(question: str) -> list[Message]:
 
 
 def case(question: str, fact: str) -> Case:
-    return Case(tuple(ask(question)), fact)
+    return Case(tuple(ask(question)), FACTS[fact].keys, FACTS[fact].answer, fact)
 
 
 def test_score_counts_the_parts_and_keeps_the_misses() -> None:
@@ -41,10 +42,6 @@ def test_score_counts_the_parts_and_keeps_the_misses() -> None:
         "d": "I don't know.",
         "e": "42",
     }
-
-    def answer(messages: Sequence[Message]) -> str:
-        return said[messages[-1].content]
-
     cases = [
         case("a", "token"),
         case("b", "token"),
@@ -52,11 +49,12 @@ def test_score_counts_the_parts_and_keeps_the_misses() -> None:
         case("d", UNKNOWN),
         case("e", UNKNOWN),
     ]
-    result = score(cases, answer, FACTS)
+    result = grade(cases, list(said.values()))
+    assert result.right == (True, False, True, True, False)
     assert (result.in_domain, result.unknown, result.all) == ((2, 3), (1, 2), (3, 5))
     assert result.shares() == {"all": 0.6, "in_domain": 0.6667, "unknown": 0.5}
     assert [(miss.case.question, miss.answer) for miss in result.misses] == [("b", "some text"), ("e", "42")]
-    assert score(cases[:1], answer, FACTS).shares()["unknown"] is None
+    assert grade(cases[:1], ["no"]).shares() == {"all": 0.0, "in_domain": 0.0, "unknown": None}
 
 
 def test_the_baseline_finds_the_nearest_question() -> None:
@@ -85,19 +83,6 @@ def test_the_baseline_looks_at_the_last_message_only() -> None:
 
 def test_words_are_lower_case_runs_of_letters_and_digits() -> None:
     assert words("What's top_k=50, é?") == ["what", "s", "top_k", "50", "é"]
-
-
-def test_a_model_answers_with_its_first_line() -> None:
-    answer = model_answers(
-        tiny_model(num_positions=256), ByteTokenizer(), PlainTemplate(), COURSE_DEFAULTS, None
-    )
-    one = answer(ask("hi"))
-    assert one == answer(ask("hi")) and "\n" not in one and len(one.encode()) <= 60 * 3
-    drawn = [
-        model_answers(tiny_model(num_positions=256), ByteTokenizer(), PlainTemplate(), COURSE_DEFAULTS, seed)
-        for seed in (1, 1, 2)
-    ]
-    assert drawn[0](ask("hi")) == drawn[1](ask("hi")) != drawn[2](ask("hi"))
 
 
 def write_data(folder: Path) -> list[str]:
@@ -176,6 +161,11 @@ def test_a_trained_answer_counts(tmp_path: Path, capsys: pytest.CaptureFixture[s
             "last message must be the user's",
         ),
         ("", "no test questions"),
+        ('{"question": "q", "expect": []}', "expect must be a list of lists of text"),
+        ('{"question": "q", "expect": ["a"]}', "expect must be"),
+        ('{"question": "q", "expect": [[]]}', "expect must be"),
+        ('{"question": "q", "expect": [["a"], [1]]}', "expect must be"),
+        ('{"question": "q", "expect": [[" "]]}', "expect must be"),
     ],
 )
 def test_a_bad_test_line_is_named(tmp_path: Path, line: str, message: str) -> None:
@@ -183,6 +173,51 @@ def test_a_bad_test_line_is_named(tmp_path: Path, line: str, message: str) -> No
     path.write_text(line + "\n")
     with pytest.raises(DataError, match=message):
         read_cases(path, FACTS)
+
+
+def test_a_question_may_bring_what_it_expects(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    turns = [{"role": "user", "content": "And Italy's?"}]
+    lines = [
+        {"question": "Capital of France?", "expect": [["Paris"], ["Seine", "river"]]},
+        {"messages": turns, "expect": [["Rome", "Roma"]]},
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert not names_facts(path)
+    cases = read_cases(path, {})
+    assert cases[0].keys == (("paris",), ("seine", "river")) and cases[0].expected == "Paris; Seine or river"
+    assert grade(cases, ["PARIS, on the Seine", "Roma"]).right == (True, True)
+    assert grade(cases, ["Paris", "Milan"]).in_domain == (0, 2)
+
+
+def test_questions_of_ones_own_need_no_facts(
+    tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text('{"question": "q", "expect": [["never said"]]}\n')
+    flags = ["--checkpoint", str(tiny_folder), "--data", str(path), "--facts", str(tmp_path / "none")]
+    assert main([*flags, "--max-tokens", "4"]) == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert summary["model"]["in_domain"] == 0.0 and summary["baseline"] is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--max-tokens", "0"], "--max-tokens"),
+        (["--threads", "0"], "--threads"),
+        (["--report", "r.md"], "--against"),
+        (["--against", "x", "--report", "r.txt"], ".md or .html"),
+        (["--score", "none.jsonl"], "none.jsonl"),
+        (["--device", "abacus"], "abacus"),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    tiny_folder: Path, capsys: pytest.CaptureFixture[str], flags: list[str], named: str
+) -> None:
+    assert main(["--checkpoint", str(tiny_folder), *flags]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and named in error
 
 
 def test_a_missing_checkpoint_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

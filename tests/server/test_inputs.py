@@ -118,7 +118,7 @@ def test_long_work_leaves_the_event_loop() -> None:
     assert asyncio.run(encode_text(model, "a" * 100_000)) == [97] * 100_000
 
 
-PATHS = ["/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize"]
+PATHS = ["/v1/completions", "/v1/embeddings", "/v1/score", "/tokenize", "/detokenize"]
 JSON = st.recursive(
     st.none()
     | st.booleans()

@@ -13,9 +13,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llm.choice import ReplyToken
+from llm.likelihood import finite
 from llm.sequence import Logprob
 from llm.tokenizer import ByteTokenizer
-from server.api.logprobs import CompletionLogprobs, chat_entries, finite, prompt_entries, token_name
+from server.api.logprobs import CompletionLogprobs, chat_entries, prompt_entries, token_name
 from tests.fakes import scripted_logprob
 
 BYTES = ByteTokenizer()

@@ -29,7 +29,7 @@ from tests.server.wire import CHAT, HELLO, Connection, app_of, ask, call
 DOCUMENT = (Path(__file__).parents[2] / "docs/metrics.md").read_text()
 DASHBOARD = Path(__file__).parents[2] / "deploy/grafana.json"
 TEXT = "/v1/completions"
-EMBEDDINGS = "/v1/embeddings"
+EMBEDDINGS, SCORE = "/v1/embeddings", "/v1/score"
 STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 ENGINE = EngineStats("cpu", 3, 5, 2, 8, 11, 13, 17, 19, 0.25, True, 1, 29, 23)
 
@@ -146,6 +146,7 @@ REQUESTS: list[tuple[str, dict[str, Any]]] = [
     (TEXT, {"prompt": ["once", "upon a", "time"], "n": 2, "max_tokens": 2}),
     (TEXT, {"prompt": ["once", "upon"], **STREAM}),
     (EMBEDDINGS, {"input": ["a", "bc"]}),
+    (SCORE, {"input": ["ab", "cde"]}),
 ]
 
 
@@ -158,7 +159,7 @@ def test_counts_are_the_sums_of_what_clients_saw() -> None:
         usage = next(part["usage"] for part in parts if part.get("usage"))
         used["prompt"] += usage["prompt_tokens"]
         used["reply"] += usage.get("completion_tokens", 0)
-        if path == EMBEDDINGS:
+        if path in (EMBEDDINGS, SCORE):
             finished["stop"] += len(body["input"])
             continue
         ends = [c["finish_reason"] for part in parts for c in part["choices"] if c.get("finish_reason")]
@@ -170,7 +171,7 @@ def test_counts_are_the_sums_of_what_clients_saw() -> None:
     assert of(found, "time_to_first_token_seconds_count") == used["choices"]
     assert of(found, "inter_token_latency_seconds_count") == used["reply"] - used["choices"]
     assert of(found, "e2e_request_latency_seconds_count") == sum(finished.values())
-    assert of(found, "request_queue_time_seconds_count") == 5 + 1 + 3 + 2 + 2, "one for each prompt"
+    assert of(found, "request_queue_time_seconds_count") == 5 + 1 + 3 + 2 + 2 + 2, "one for each prompt"
     for finish in FINISHES:
         labels = {"model_name": "scripted", "finished_reason": finish}
         assert of(found, "request_success_total", **labels) == finished[finish]

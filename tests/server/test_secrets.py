@@ -65,7 +65,14 @@ def requests(url: str) -> Iterator[httpx.Request]:
     for body in BODIES:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         yield httpx.Request("POST", url + CHAT, content=content, headers=good)
-    for path in ("/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize", "/apply-template"):
+    for path in (
+        "/v1/completions",
+        "/v1/embeddings",
+        "/v1/score",
+        "/tokenize",
+        "/detokenize",
+        "/apply-template",
+    ):
         for told in (
             {"prompt": PROMPT},
             {"prompt": {PROMPT: 1}},
