@@ -28,6 +28,7 @@ COMMANDS = {
     "train pretrain": Command("llm.train.pretrain", "train a model on text"),
     "train sft": Command("llm.train.sft", "train a model on conversations"),
     "train facts": Command("llm.train.facts", "write the default checkpoint's conversations"),
+    "merge": Command("llm.adapt.merge", "fold a LoRA adapter into its base: a folder that is served"),
     "build-kernel": Command("llm.runner.native.build", "compile what computes on a CPU, for this one or all"),
     "eval": Command("llm.eval", "score a checkpoint's answers"),
     "quality": Command("llm.quality", "compare formats of the weights with the unquantised model"),
