@@ -186,10 +186,14 @@ class Trainer:
             hidden = self.model(batch.ids, positions, self._cache)  # (B, T, C)
             return head_loss(self.model, hidden, batch, candidates, self.step, self._log_counts)
 
+    def _learned(self) -> dict[str, Tensor]:
+        """What training changes, by name: a base that is adapted stays on disk as it is."""
+        return {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+
     def save(self, path: Path) -> None:
         """Write everything a resume needs, atomically."""
         state = {
-            "model": self.model.state_dict(),
+            "model": self._learned(),
             "optimiser": self.optimiser.state_dict(),
             "data": self.data,
             "step": self.step,
@@ -209,7 +213,9 @@ class Trainer:
             state = torch.load(path, map_location=self.model.device, weights_only=True)
             if state["data"] != self.data:
                 raise ValueError("the run had other data, another --batch-size or another --seed")
-            self.model.load_state_dict(state["model"])
+            if state["model"].keys() != self._learned().keys():
+                raise ValueError("the run trained other parameters")
+            self.model.load_state_dict(state["model"], strict=False)
             self.optimiser.load_state_dict(state["optimiser"])
             self.step, self.minutes = int(state["step"]), float(state["minutes"])
         except Exception as error:  # torch's restricted reader raises whatever it trips over

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llm.errors import CauserieError, OptionError
+from llm.train.adapter import add_lora_flags
 from llm.train.loop import TrainConfig
 
 LAYERS, HEADS, WIDTH, POSITIONS = 6, 6, 192, 512
@@ -50,6 +51,7 @@ def add_shape_flags(parser: argparse.ArgumentParser) -> None:
     add("--positions", type=int, help=f"longest context in tokens (default {POSITIONS})")
     add("--untied", action="store_true", help="a head of its own instead of the token embedding")
     add("--tokenizer", help='.tiktoken file, or "bytes" (default: the default checkpoint\'s)')
+    add_lora_flags(parser)
 
 
 def add_run_flags(parser: argparse.ArgumentParser, *, batch_size: int, epochs: float, lr: float) -> None:

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import torch
 
+from llm.adapt.lora import Adapter
 from llm.chat.template import ChatTemplate, get_template
-from llm.checkpoint import Sample, load_model, open_checkpoint, save_folder
+from llm.checkpoint import Checkpoint, Sample, load_model, open_checkpoint, save_folder
 from llm.checkpoint.folder import tokenizer_spec
 from llm.config import COURSE_DEFAULTS, GenerationDefaults, ModelConfig
 from llm.errors import DataError, OptionError
@@ -23,6 +24,7 @@ from llm.model import Decoder, init_weights
 from llm.placement import resolve_devices
 from llm.tokenizer import ByteTokenizer, Tokenizer, load_tiktoken
 from llm.train import options as flags
+from llm.train.adapter import check_flags, describe, save_trained, start_adapter
 from llm.train.data import Batch, Batches, Ids
 from llm.train.loop import Trainer, train
 from llm.train.loss import Candidates
@@ -36,12 +38,17 @@ TOKENIZER = Path("checkpoints/causette/tokenizer.tiktoken")
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What a run begins with: a model on the CPU in float32, and how it is spoken to."""
+    """What a run begins with: a model on the CPU in float32, and how it is spoken to.
+
+    Attributes:
+        adapter: attached to the model, when it is what the run trains.
+    """
 
     model: Decoder
     tokenizer: Tokenizer
     template: ChatTemplate
     defaults: GenerationDefaults
+    adapter: Adapter | None = None
 
 
 def start(options: argparse.Namespace) -> Start:
@@ -51,6 +58,7 @@ def start(options: argparse.Namespace) -> Start:
         OptionError: a shape flag beside --init, or a shape no model has.
         CheckpointError: no such checkpoint or tokenizer.
     """
+    check_flags(options)
     if options.init is None:
         path = TOKENIZER if options.tokenizer is None else options.tokenizer
         tokenizer: Tokenizer = ByteTokenizer() if path == "bytes" else load_tiktoken(path)
@@ -61,14 +69,21 @@ def start(options: argparse.Namespace) -> Start:
         name = given[0].replace("_", "-") if given else "untied"
         raise OptionError(f"--{name}: --init brings shape and tokenizer, leave it out")
     checkpoint = open_checkpoint(options.init)
+    if options.lora_rank is None:
+        _check_can_be_saved(options, checkpoint)
+    model = load_model(checkpoint, torch.device("cpu"), torch.float32).requires_grad_(True)
+    adapter = start_adapter(options, checkpoint, model)
+    return Start(model, checkpoint.tokenizer, checkpoint.template, checkpoint.defaults, adapter)
+
+
+def _check_can_be_saved(options: argparse.Namespace, checkpoint: Checkpoint) -> None:
+    """Hours later is too late to learn that it cannot."""
     if checkpoint.template.name != "plain" or checkpoint.kind not in TRAINABLE:
         raise OptionError(
             f"--init {options.init}: training goes on from a {' or a '.join(TRAINABLE)} with the plain "
             f"template, not from a {checkpoint.kind} with {checkpoint.template.name}"
         )
-    tokenizer_spec(checkpoint.tokenizer)  # hours later is too late to learn that it cannot be saved
-    model = load_model(checkpoint, torch.device("cpu"), torch.float32).requires_grad_(True)
-    return Start(model, checkpoint.tokenizer, checkpoint.template, checkpoint.defaults)
+    tokenizer_spec(checkpoint.tokenizer)
 
 
 def _new_model(options: argparse.Namespace, vocab_size: int) -> Decoder:
@@ -126,18 +141,24 @@ def run(
     vocab_size = model.config.vocab_size
     candidates = Candidates(seen, vocab_size, config.negatives, config.seed) if config.negatives else None
     small = model if shared is None else shared.shrink(model)
-    trainer = Trainer(small.to(device), config, candidates, shared, _name_run(options, seen))
+    trainer = Trainer(
+        small.to(device), config, candidates, shared, _name_run(options, seen) + describe(begin.adapter)
+    )
     if options.resume:
         trainer.load(work / "training.pt")
     work.mkdir(parents=True, exist_ok=True)
     report = Report(work, config.last_step, trainer.step)
+    learning = "" if begin.adapter is None else f", {begin.adapter.num_parameters():,} of them learn,"
     report.say(
-        f"{model.num_parameters():,} parameters on {device}{', bfloat16' if trainer.bf16 else ''}; "
+        f"{model.num_parameters():,} parameters{learning} on {device}{', bfloat16' if trainer.bf16 else ''}; "
         f"{config.last_step:,} steps of {options.batch_size} rows, {batches.steps_per_epoch:,} per epoch"
     )
     finished = train(trainer, batches, held, work, report)
     trained = trainer.model if shared is None else shared.expand(trainer.model)
-    save_folder(options.out, trained, begin.tokenizer, begin.template.name, begin.defaults, samples, card)
+    if begin.adapter is not None:
+        save_trained(options.out, trained, begin.adapter, samples, card)
+    else:
+        save_folder(options.out, trained, begin.tokenizer, begin.template.name, begin.defaults, samples, card)
     report.say(f"{options.out}: saved after step {trainer.step:,}; log, curve and training.pt are in {work}")
     if not finished:
         report.say("stopped by a signal: the same command with --resume goes on")
