@@ -29,6 +29,7 @@ COMMANDS = {
     "train sft": Command("llm.train.sft", "train a model on conversations"),
     "train facts": Command("llm.train.facts", "write the default checkpoint's conversations"),
     "quantize": Command("llm.adapt.quantize", "write a checkpoint again with 8 or 4 bits a weight"),
+    "merge": Command("llm.adapt.merge", "fold a LoRA adapter into its base: a folder that is served"),
     "build-kernel": Command("llm.runner.native.build", "compile what computes on a CPU, for this one or all"),
     "eval": Command("llm.eval.__main__", "score a checkpoint's answers and texts, alone or beside another"),
     "quality": Command("llm.quality", "compare formats of the weights with the unquantised model"),

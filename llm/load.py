@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TypedDict, Unpack
 
 import torch
 
+from llm.adapt.lora import Adapter
 from llm.checkpoint import Checkpoint, load_model
 from llm.config import BLOCK_SIZE, EngineConfig
 from llm.engine import Emit, Engine
@@ -27,6 +30,8 @@ log = logging.getLogger("llm.load")
 
 NUM_GUESSES = 8
 """Of a draft. Text given back came 5.2 times as fast with 8 (`bench --speculation`); no other was tried."""
+
+NO_ADAPTERS: Mapping[str, Adapter] = MappingProxyType({})
 
 
 class Options(TypedDict, total=False):
@@ -102,6 +107,7 @@ def load_text_model(
     num_speculative_tokens: int | None = None,
     name: str | None = None,
     memory_share: float = 1.0,
+    adapters: Mapping[str, Adapter] = NO_ADAPTERS,
     **bounds: Unpack[Bounds],
 ) -> TextModel:
     """Load one copy of the weights per device and put an engine around each.
@@ -117,6 +123,7 @@ def load_text_model(
         num_speculative_tokens: of EngineConfig; None for what suits the runner.
         name: model id; the checkpoint's own when None.
         memory_share: of the memory for all models, what this one may plan with.
+        adapters: for this base, by the name that follows the model's.
         bounds: of the engine.
 
     Raises:
@@ -134,8 +141,7 @@ def load_text_model(
     room = kv_room(checkpoint, places, KV_SHARE * memory_share)
     guesses = _num_guesses(places, num_speculative_tokens)
     config = replace(engine_config(checkpoint, kv_room=room, **bounds), num_speculative_tokens=guesses)
-    if threads is None:
-        threads = _threads(spare_core and not places[0].native)
+    threads = _threads(spare_core and not places[0].native) if threads is None else threads
     return TextModel(
         name=name or checkpoint.name,
         source=checkpoint.path.name,
@@ -144,14 +150,22 @@ def load_text_model(
         template=checkpoint.template,
         defaults=checkpoint.defaults,
         max_model_len=config.max_model_len,
-        make_engines=lambda emit: [_engine(checkpoint, config, place, threads, emit) for place in places],
+        adapters={name: adapter.digest for name, adapter in adapters.items()},
+        make_engines=lambda emit: [_engine(checkpoint, config, p, threads, adapters, emit) for p in places],
     )
 
 
-def _engine(checkpoint: Checkpoint, config: EngineConfig, place: Place, threads: int, emit: Emit) -> Engine:
+def _engine(
+    checkpoint: Checkpoint,
+    config: EngineConfig,
+    place: Place,
+    threads: int,
+    adapters: Mapping[str, Adapter],
+    emit: Emit,
+) -> Engine:
     """The model on one device, and what drives it."""
     vocab_size = min(checkpoint.config.vocab_size, checkpoint.tokenizer.vocab_size)
-    runner = make_runner(checkpoint, config, place, threads=threads)
+    runner = make_runner(checkpoint, config, place, threads=threads, adapters=adapters)
     return Engine(runner, config, vocab_size, emit, str(place.device))
 
 
@@ -164,7 +178,14 @@ def _num_guesses(places: list[Place], asked: int | None) -> int:
     return NUM_GUESSES if all(place.native for place in places) else 0
 
 
-def make_runner(checkpoint: Checkpoint, config: EngineConfig, place: Place, *, threads: int) -> Runner:
+def make_runner(
+    checkpoint: Checkpoint,
+    config: EngineConfig,
+    place: Place,
+    *,
+    threads: int,
+    adapters: Mapping[str, Adapter] = NO_ADAPTERS,
+) -> Runner:
     """What computes this checkpoint there. Sets torch's threads for the whole process: the native runner has
     its own, and torch's would only be in their way.
 
@@ -174,7 +195,7 @@ def make_runner(checkpoint: Checkpoint, config: EngineConfig, place: Place, *, t
     bounded = _bounded(checkpoint, config.max_model_len)
     if place.library is None:
         torch.set_num_threads(threads)
-        return EagerRunner(load_model(bounded, place.device, place.dtype), config)
+        return EagerRunner(load_model(bounded, place.device, place.dtype), config, adapters)
     torch.set_num_threads(1)
     try:
         return NativeRunner(
@@ -185,6 +206,7 @@ def make_runner(checkpoint: Checkpoint, config: EngineConfig, place: Place, *, t
             half_kv=place.half_kv,
             num_threads=threads,
             library=place.library,
+            adapters=adapters,
         )
     except MemoryError as error:
         raise CheckpointError(f"{checkpoint.path}: does not fit in memory: {error}") from None

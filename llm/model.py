@@ -17,6 +17,8 @@ and devices.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +30,15 @@ from llm.rope import Rotary, rotate
 
 Angles = tuple[Tensor, Tensor]
 """Cosines and sines of the new tokens' rotary positions, each (..., 1, D/2)."""
+
+Project = Callable[[nn.Linear, Tensor], Tensor]
+"""How a linear of the blocks is computed: (..., in) → (..., out). Adapters compute more than its weights."""
+
+
+def plainly(linear: nn.Linear, x: Tensor) -> Tensor:
+    """The linear and nothing else."""
+    y: Tensor = linear(x)
+    return y
 
 
 class Attention(nn.Module):
@@ -48,8 +59,9 @@ class Attention(nn.Module):
         self.k_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
         self.out = nn.Linear(q_width, config.width, bias=config.attention_out_bias)
 
-    def forward(self, x: Tensor, angles: Angles | None, cache: KVCache) -> Tensor:
-        q, k, v = self.qkv(x).split(self.split, dim=-1)  # (..., H·D), (..., K·D), (..., K·D)
+    def forward(self, x: Tensor, angles: Angles | None, cache: KVCache, project: Project) -> Tensor:
+        fused: Any = project(self.qkv, x)  # Any: torch's split and unflatten have no types
+        q, k, v = fused.split(self.split, dim=-1)  # (..., H·D), (..., K·D), (..., K·D)
         q = q.unflatten(-1, (self.num_heads, self.head_dim))  # (..., H, D)
         k = k.unflatten(-1, (self.num_kv_heads, self.head_dim))  # (..., K, D)
         v = v.unflatten(-1, (self.num_kv_heads, self.head_dim))  # (..., K, D)
@@ -58,8 +70,7 @@ class Attention(nn.Module):
         if angles is not None:
             q, k = rotate(q, *angles), rotate(k, *angles)
         attended = cache.attend(self.layer, q, k, v, self.window)  # (..., H, D)
-        out: Tensor = self.out(attended.flatten(-2))  # (..., C)
-        return out
+        return project(self.out, attended.flatten(-2))  # (..., C)
 
 
 class FeedForward(nn.Module):
@@ -73,13 +84,12 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(config.ffn_width, config.width, bias=config.ffn_bias)
         self.approximate = "tanh" if config.activation == "gelu_tanh" else "none"
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, project: Project) -> Tensor:
         if self.gate is None:
-            hidden = F.gelu(self.up(x), approximate=self.approximate)  # (..., ffn_width)
+            hidden = F.gelu(project(self.up, x), approximate=self.approximate)  # (..., ffn_width)
         else:
-            hidden = F.silu(self.gate(x)) * self.up(x)  # (..., ffn_width)
-        down: Tensor = self.down(hidden)  # (..., C)
-        return down
+            hidden = F.silu(project(self.gate, x)) * project(self.up, x)  # (..., ffn_width)
+        return project(self.down, hidden)  # (..., C)
 
 
 class Block(nn.Module):
@@ -92,9 +102,9 @@ class Block(nn.Module):
         self.ffn_norm = make_norm(config)
         self.ffn = FeedForward(config)
 
-    def forward(self, x: Tensor, angles: Angles | None, cache: KVCache) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), angles, cache)
-        x = x + self.ffn(self.ffn_norm(x))
+    def forward(self, x: Tensor, angles: Angles | None, cache: KVCache, project: Project) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), angles, cache, project)
+        x = x + self.ffn(self.ffn_norm(x), project)
         return x
 
 
@@ -127,13 +137,14 @@ class Decoder(nn.Module):
         self.norm = make_norm(config)
         self.head = None if config.tied_head else nn.Linear(config.width, config.vocab_size, bias=False)
 
-    def forward(self, ids: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
+    def forward(self, ids: Tensor, positions: Tensor, cache: KVCache, project: Project = plainly) -> Tensor:
         """Hidden states after the final norm.
 
         Args:
             ids: token ids (...).
             positions: each token's place in its sequence, broadcastable to ids.
             cache: stores the new keys and values and attends.
+            project: computes the linears of the blocks.
 
         Returns:
             (..., C)
@@ -143,7 +154,7 @@ class Decoder(nn.Module):
             x = x + self.positions(positions)  # (..., C)
         angles = None if self.rotary is None else self.rotary(positions, x.dtype)
         for block in self.blocks:
-            x = block(x, angles, cache)
+            x = block(x, angles, cache, project)
         hidden: Tensor = self.norm(x)
         return hidden
 

@@ -24,9 +24,11 @@ Name = bytes
 DIGEST_BYTES = 16
 
 
-def root_name(client: str, salt: str) -> Name:
-    """The name before a first block. Other clients have other roots, whatever salt they send."""
-    parts = (part.encode("utf-8", "surrogatepass") for part in (client, salt))
+def root_name(client: str, salt: str, adapter: str = "") -> Name:
+    """The name before a first block. Other clients have other roots, whatever salt they send, and so have
+    other adapters, with which the same tokens have other keys and values.
+    """
+    parts = (part.encode("utf-8", "surrogatepass") for part in (client, salt, adapter))
     framed = b"".join(len(part).to_bytes(8, "little") + part for part in parts)
     return blake2b(framed, digest_size=DIGEST_BYTES).digest()
 

@@ -122,6 +122,7 @@ class Sequence:
         client: whose it is; within a priority the clients take turns, and none gets another's keys and
             values.
         cache_salt: of the same client's, it gets only those of sequences with the same salt.
+        adapter: what is computed beside the base's weights, by its name; "" for nothing.
         embeds: no reply: the mean of the prompt's hidden states is what is wanted.
         forks: other replies to the same prompt; they start from this one's keys and values.
         leader: whose fork this is, until it starts.
@@ -146,6 +147,7 @@ class Sequence:
     priority: int = 0
     client: str = ""
     cache_salt: str = ""
+    adapter: str = ""
     embeds: bool = False
     forks: list[Sequence] = field(default_factory=list)
     leader: Sequence | None = None

@@ -150,7 +150,7 @@ class BlockTables:
         """The name before the sequence's block of that index; each is made once."""
         names = sequence.names
         if not names:
-            names.append(root_name(sequence.client, sequence.cache_salt))
+            names.append(root_name(sequence.client, sequence.cache_salt, sequence.adapter))
         while len(names) <= index:
             start = (len(names) - 1) * self._size
             names.append(next_name(names[-1], sequence.tokens(start, start + self._size)))

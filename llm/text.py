@@ -12,9 +12,10 @@ step. Refuses to know HTTP and how a prompt was rendered.
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -42,12 +43,16 @@ from llm.tokenizer.spelled import SpelledTokenizer
 class TextModel:
     """One checkpoint, ready to be asked: tokenizer, template, defaults, and an engine per device.
 
+    Attributes:
+        served: this one, and each adapter on it as a model of its own.
+
     Args:
         name: the model id it answers to.
         source: the checkpoint's file or folder name, for people.
         fingerprint: same fingerprint and seed, same draws.
         tokenizer, template, defaults: the checkpoint's.
         max_model_len: longest prompt + reply, in tokens.
+        adapters: names that the engines know → digests of what is behind them.
         make_engines: builds the engines around the callable that takes their events.
     """
 
@@ -61,6 +66,7 @@ class TextModel:
         template: ChatTemplate,
         defaults: GenerationDefaults,
         max_model_len: int,
+        adapters: Mapping[str, str] | None = None,
         make_engines: Callable[[Emit], Sequence[Engine]],
     ) -> None:
         self.name = name
@@ -79,6 +85,17 @@ class TextModel:
         self._mailboxes: dict[int, Mailbox] = {}
         self._arrived: deque[list[TokenEvent]] = deque()  # from the engines, not in the mailboxes yet
         self._is_called = False
+        self.adapter = ""
+        self.served = [self, *(self._adapted(*one) for one in (adapters or {}).items())]
+
+    def _adapted(self, adapter: str, digest: str) -> TextModel:
+        """The same engines under another id, their sequences computed with an adapter. Whoever starts and
+        closes them does so here, not there.
+        """
+        other = copy.copy(self)
+        other.name, other.adapter = f"{self.name}:{adapter}", adapter
+        other.fingerprint = f"{self.fingerprint}_{digest[:10]}"
+        return other
 
     def _for_calls(self, template: ChatTemplate) -> tuple[Tokenizer, Grammars]:
         """What reads and shapes replies with tool calls: the markers of calls are text there, also those that
@@ -179,7 +196,7 @@ class TextModel:
         """
         assert 0 < len(prompt) < self.max_model_len, len(prompt)  # here it fails one request, not an engine
         ends = params.stop_token_ids | (self._template_ends if template_ends else frozenset())
-        sequences = [_sequence(prompt, params, i, grammar, ends, terms) for i in range(n)]
+        sequences = [_sequence(prompt, params, i, grammar, ends, terms, self.adapter) for i in range(n)]
         tokenizer = self.call_tokenizer if calls else self.tokenizer
         choices = {
             sequence.id: Choice(sequence, tokenizer, strip=strip, with_tokens=with_tokens)
@@ -213,6 +230,7 @@ class TextModel:
             priority=terms.priority,
             client=terms.client,
             cache_salt=terms.cache_salt,
+            adapter=self.adapter,
             embeds=True,
         )
         with self._submitted(sequence, terms) as (_, mailbox):
@@ -342,6 +360,7 @@ def _sequence(
     grammar: Grammar | None,
     ends: frozenset[int],
     terms: Terms,
+    adapter: str,
 ) -> TokenSequence:
     """One of a request's choices; the prompt is scored with the first alone."""
     return TokenSequence(
@@ -351,4 +370,5 @@ def _sequence(
         priority=terms.priority,
         client=terms.client,
         cache_salt=terms.cache_salt,
+        adapter=adapter,
     )

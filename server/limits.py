@@ -106,7 +106,8 @@ class Limits:
         waiting = self._settings.max_num_queued_seqs
         if waiting is None:
             waiting = WAITING_PER_RUNNING * running
-        self._places[model.name] = Places(running, waiting)
+        places = Places(running, waiting)
+        self._places.update({one.name: places for one in model.served})
 
     def check(self, key: Key | None) -> None:
         """Before a request's body is read, so that a refusal costs nothing.

@@ -1,4 +1,4 @@
-"""Model id → running TextModel. `default`, and no model at all, mean the first."""
+"""Model id, or `base:adapter` → running TextModel. `default`, and no model at all, mean the first."""
 
 from __future__ import annotations
 
@@ -14,18 +14,25 @@ DEFAULT = "default"
 
 
 class Registry:
-    """The models this server answers with, in order; none while they are being loaded."""
+    """The models this server answers with, in order; none while they are being loaded.
+
+    Attributes:
+        models: those with engines of their own.
+        served: and the adapters on each, after it.
+    """
 
     def __init__(self, models: Sequence[TextModel] = ()) -> None:
         self.models: list[TextModel] = []
+        self.served: list[TextModel] = []
         self._by_name: dict[str, TextModel] = {}
         self.add(models)
 
     def add(self, models: Sequence[TextModel]) -> None:
         """More models, each under its own name."""
         self.models += models
-        self._by_name = {model.name: model for model in self.models}
-        assert len(self._by_name) == len(self.models), "two models of one name"
+        self.served = [one for model in self.models for one in model.served]
+        self._by_name = {one.name: one for one in self.served}
+        assert len(self._by_name) == len(self.served), "two models of one name"
 
     def get(self, name: str | None) -> TextModel:
         """The model of that id.

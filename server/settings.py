@@ -29,7 +29,12 @@ from starlette.requests import Request
 PROG = "causerie serve"
 ENV_PREFIX = "CAUSERIE_"
 
-REPEATABLE = {"api_key": "KEY", "checkpoint": "[NAME=]PATH", "cors_origin": "ORIGIN"}
+REPEATABLE = {
+    "adapter": "[MODEL:]NAME=PATH",
+    "api_key": "KEY",
+    "checkpoint": "[NAME=]PATH",
+    "cors_origin": "ORIGIN",
+}
 """Options that may be given several times, and what to write after them."""
 
 Count = Annotated[int, Field(ge=1, le=1 << 24)]
@@ -62,6 +67,11 @@ class Settings(BaseSettings):
     checkpoint: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         description="file or folder to serve, or NAME=PATH; repeatable; the log says which is default",
+    )
+    adapter: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="LoRA adapter in PEFT's layout, on the first model or the one named; repeatable; a "
+        "request asks for MODEL:NAME",
     )
     n_head: Count | None = Field(
         None, description="attention heads of a bare state dict, whose shapes do not tell"

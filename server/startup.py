@@ -11,15 +11,18 @@ import json
 import logging
 import math
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llm.adapt.base import open_for
 from llm.chat.template import Message, encode_segments
 from llm.checkpoint import find_checkpoint, locate_checkpoint, open_checkpoint, prove_prompts
 from llm.checkpoint.record import expected_shapes
 from llm.errors import OptionError
 from llm.load import load_text_model
 from llm.text import TextModel
+from server.adapters import NamedAdapter, find_adapters
 from server.settings import Settings
 
 log = logging.getLogger("causerie.server")
@@ -67,15 +70,18 @@ def load(settings: Settings) -> list[Loaded]:
         CauserieError: a checkpoint, device or option that cannot be served.
     """
     loaded: list[Loaded] = []
-    found = find_named(settings)
+    found, adapters = find_named(settings), find_adapters(settings.adapter)
     for named in found:
-        loaded.append(_load(named, settings, 1 / len(found)))
-        names = [one.model.name for one in loaded]
-        if names.count(names[-1]) > 1:
+        loaded.append(_load(named, settings, 1 / len(found), adapters, is_first=not loaded))
+        served = [model.name for one in loaded for model in one.model.served]
+        if twice := [name for name in served if served.count(name) > 1]:
             raise OptionError(
-                f"--checkpoint {named.path}: another model is named {names[-1]!r} already; "
+                f"--checkpoint {named.path}: another model is named {twice[0]!r} already; "
                 "write --checkpoint NAME=PATH"
             )
+    names = [one.model.name for one in loaded]
+    if unused := [one for one in adapters if not any(one.is_on(n, is_first=n == names[0]) for n in names)]:
+        raise OptionError(f"--adapter {unused[0].text}: no model is named {unused[0].base!r}")
     return loaded
 
 
@@ -107,7 +113,14 @@ def _named(text: str, served_name: str | None) -> Named:
     return Named(found, served_name or name or None, "named by --checkpoint")
 
 
-def _load(named: Named, settings: Settings, memory_share: float) -> Loaded:
+def _load(
+    named: Named,
+    settings: Settings,
+    memory_share: float,
+    adapters: Sequence[NamedAdapter],
+    *,
+    is_first: bool,
+) -> Loaded:
     level = logging.WARNING if "WARNING" in named.reason else logging.INFO
     log.log(level, "checkpoint %s (%s)", named.path, named.reason)
     checkpoint = open_checkpoint(named.path, num_heads=settings.n_head)
@@ -120,6 +133,12 @@ def _load(named: Named, settings: Settings, memory_share: float) -> Loaded:
         log.info("prompt proof: %d training conversations render as they were trained", num_samples)
     else:
         log.info("prompt proof: none, the checkpoint carries no training conversations")
+    name = named.name or checkpoint.name
+    own = [one for one in adapters if one.is_on(name, is_first=is_first)]
+    if len({one.name for one in own}) < len(own):
+        raise OptionError(
+            f"--adapter {own[-1].text}: another adapter is named '{name}:{own[-1].name}' already"
+        )
     model = load_text_model(
         checkpoint,
         devices=settings.device,
@@ -136,14 +155,16 @@ def _load(named: Named, settings: Settings, memory_share: float) -> Loaded:
         num_speculative_tokens=settings.num_speculative_tokens,
         threads=settings.threads,
         spare_core=True,
-        name=named.name,
+        name=name,
         memory_share=memory_share,
+        adapters={one.name: open_for(checkpoint, one.path)[0] for one in own},
     )
     places = ", ".join(f"{engine.runner.about} on {engine.device}" for engine in model.engines)
     num_parameters = sum(math.prod(shape) for shape in expected_shapes(checkpoint.config).values())
     summary = (
         f"model {model.name}: {checkpoint.kind} {checkpoint.path} ({checkpoint.architecture}), "
         f"{num_parameters / 1e6:.1f}M parameters, {places}, max_model_len {model.max_model_len}"
+        + "".join(f", adapter {one.name} ({one.path})" for one in own)
     )
     return Loaded(model, summary)
 

@@ -128,6 +128,7 @@ class ScriptedModel:
         self.finish = finish
         self.name, self.source, self.fingerprint = name, "scripted.pt", "fp_scripted"
         self.created = 1700000000
+        self.served = [self]
         self.tokenizer = ByteTokenizer()
         self.template: ChatTemplate = PlainTemplate()
         self.defaults = defaults or GenerationDefaults(temperature=0.5, top_k=40, stop=("\n",))

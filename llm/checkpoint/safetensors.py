@@ -67,6 +67,16 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
         }
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """What the file's writer says of it beside the tensors; {} when it says nothing.
+
+    Raises:
+        CheckpointError: as `read_header`.
+    """
+    with _opened(path) as file:
+        return dict(file.metadata() or {})
+
+
 def read_tensors(path: Path, wanted: Mapping[str, TensorHeader]) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) in the order asked for, memory-mapped: copy before keeping, and keep none for long.
 

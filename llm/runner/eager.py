@@ -5,9 +5,13 @@ Refuses to know why these chunks were chosen and what is drawn from the logits.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
+from llm.adapt.lora import Adapter
+from llm.adapt.rows import Shelf
 from llm.batch import Batch
 from llm.config import EngineConfig
 from llm.kv.paged import PagedKV, PagedStep
@@ -19,10 +23,17 @@ FEW_ROWS = 8
 
 
 class EagerRunner:
-    """Runs batches on the device and in the dtype the model already has."""
+    """Runs batches on the device and in the dtype the model already has.
 
-    def __init__(self, model: Decoder, config: EngineConfig) -> None:
+    Args:
+        adapters: by the names that sequences give.
+    """
+
+    def __init__(
+        self, model: Decoder, config: EngineConfig, adapters: Mapping[str, Adapter] | None = None
+    ) -> None:
         self.model = model
+        self.shelf = Shelf(model, adapters or {})
         self.device = model.device
         self.kv = PagedKV(model.config, config, model.device, model.tokens.weight.dtype)
 
@@ -45,7 +56,8 @@ class EagerRunner:
             [c.start for c in chunks],
             sizes,
         )
-        hidden = self.model(self._to_device(ids), self._to_device(positions), step)  # (T, C)
+        project = self.shelf.project([(c.sequence.adapter, n) for c, n in zip(chunks, sizes, strict=True)])
+        hidden = self.model(self._to_device(ids), self._to_device(positions), step, project)  # (T, C)
         embedded = torch.split(hidden, sizes)
         wanted = [part for c, part in zip(chunks, embedded, strict=True) if c.sequence.embeds]
         asked = hidden if len(batch.rows) == len(hidden) else hidden[self._to_device(batch.rows)]  # (M, C)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from llm.adapt.lora import Adapter
 from llm.chat.template import ChatTemplate, get_template
 from llm.checkpoint import Sample, load_model, open_checkpoint, save_folder
 from llm.checkpoint.wording import write_wording
@@ -23,6 +24,7 @@ from llm.model import Decoder, init_weights
 from llm.placement import resolve_devices
 from llm.tokenizer import ByteTokenizer, Tokenizer, load_tiktoken
 from llm.train import options as flags
+from llm.train.adapter import check_flags, describe, save_trained, start_adapter
 from llm.train.batches import Batch, Batches
 from llm.train.config_file import write_config
 from llm.train.data import Ids
@@ -42,12 +44,17 @@ TOKENIZER = Path("checkpoints/causette/tokenizer.tiktoken")
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What a run begins with: a model on the CPU in float32, and how it is spoken to."""
+    """What a run begins with: a model on the CPU in float32, and how it is spoken to.
+
+    Attributes:
+        adapter: attached to the model, when it is what the run trains.
+    """
 
     model: Decoder
     tokenizer: Tokenizer
     template: ChatTemplate
     defaults: GenerationDefaults
+    adapter: Adapter | None = None
 
 
 def start(options: argparse.Namespace) -> Start:
@@ -57,6 +64,7 @@ def start(options: argparse.Namespace) -> Start:
         OptionError: a shape flag beside --init, or a shape no model has.
         CheckpointError: no such checkpoint or tokenizer, or one that cannot be saved again.
     """
+    check_flags(options)
     source = options.like if options.init is None else options.init
     if source is None:
         path = TOKENIZER if options.tokenizer is None else options.tokenizer
@@ -66,13 +74,14 @@ def start(options: argparse.Namespace) -> Start:
         return Start(_new_model(config, options.seed), tokenizer, template, COURSE_DEFAULTS)
     refuse_shape(options)
     checkpoint = open_checkpoint(source)
-    # hours later is too late to learn that it cannot be saved
-    write_wording(checkpoint.tokenizer, checkpoint.template, checkpoint.defaults)
+    if options.lora_rank is None:  # hours later is too late to learn that it cannot be saved
+        write_wording(checkpoint.tokenizer, checkpoint.template, checkpoint.defaults)
     if options.init is None:
         model = _new_model(checkpoint.config, options.seed)
     else:
         model = load_model(checkpoint, torch.device("cpu"), torch.float32).requires_grad_(True)
-    return Start(model, checkpoint.tokenizer, checkpoint.template, checkpoint.defaults)
+    adapter = start_adapter(options, checkpoint, model)
+    return Start(model, checkpoint.tokenizer, checkpoint.template, checkpoint.defaults, adapter)
 
 
 def _new_model(config: ModelConfig, seed: int) -> Decoder:
@@ -113,7 +122,7 @@ def run(
     write_config(work / RESOLVED, options, **resolved)
     report = Report(work, config.last_step, trainer.step, options.log_every, recent=trainer.recent)
     report.say(
-        f"{begin.model.num_parameters():,} parameters on {trainer.model.device}"
+        f"{_count(begin)} on {trainer.model.device}"
         f"{', bfloat16' if trainer.bf16 else ''}; {config.last_step:,} steps of "
         f"{flags.rows_per_step(options)} rows, {batches.steps_per_epoch:,} per epoch"
     )
@@ -134,7 +143,13 @@ def _make_trainer(options: argparse.Namespace, begin: Start, config: TrainConfig
     model = begin.model if shared is None else shared.shrink(begin.model)
     if options.checkpoint_activations:
         recompute_activations(model)
-    return Trainer(model.to(device), config, candidates, shared, _name_run(options, seen))
+    name = _name_run(options, seen) + describe(begin.adapter)
+    return Trainer(model.to(device), config, candidates, shared, name)
+
+
+def _count(begin: Start) -> str:
+    learning = "" if begin.adapter is None else f", {begin.adapter.num_parameters():,} of them learn,"
+    return f"{begin.model.num_parameters():,} parameters{learning}"
 
 
 def _work_folder(options: argparse.Namespace) -> Path:
@@ -158,7 +173,10 @@ def _save(
     """The servable folder, of the best step if that is kept."""
     trainer.take_best()
     model = trainer.model if trainer.shared is None else trainer.shared.expand(trainer.model)
-    save_folder(options.out, model, begin.tokenizer, begin.template, begin.defaults, samples, card)
+    if begin.adapter is not None:
+        save_trained(options.out, model, begin.adapter, samples, card)
+    else:
+        save_folder(options.out, model, begin.tokenizer, begin.template, begin.defaults, samples, card)
 
 
 def _saved(trainer: Trainer) -> str:

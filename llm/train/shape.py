@@ -13,6 +13,7 @@ from typing import Any
 
 from llm.config import ModelConfig
 from llm.errors import OptionError
+from llm.train.adapter import add_lora_flags
 
 LAYERS, HEADS, WIDTH, POSITIONS = 6, 6, 192, 512
 SHAPE = ("family", "layers", "heads", "kv_heads", "width", "ffn", "positions")
@@ -52,6 +53,7 @@ def add_shape_flags(parser: argparse.ArgumentParser) -> None:
     add("--positions", type=int, help=f"longest context in tokens (default {POSITIONS})")
     add("--untied", action="store_true", help="a head of its own instead of the token embedding")
     add("--tokenizer", help='.tiktoken file, or "bytes" (default: the default checkpoint\'s)')
+    add_lora_flags(parser)
 
 
 def refuse_shape(options: argparse.Namespace) -> None:

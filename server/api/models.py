@@ -39,8 +39,8 @@ def card(model: TextModel) -> dict[str, Any]:
 
 @router.get("/v1/models", responses=ok(ModelList))
 async def list_models(request: Request) -> JSONResponse:
-    """Every model, the default one first."""
-    return JSONResponse({"object": "list", "data": [card(model) for model in registry_of(request).models]})
+    """Every model, the default one first, each followed by its adapters."""
+    return JSONResponse({"object": "list", "data": [card(model) for model in registry_of(request).served]})
 
 
 @router.get("/v1/models/{model_id:path}", responses=ok(ModelCard))

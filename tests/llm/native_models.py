@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from llm.adapt.lora import Adapter
 from llm.adapt.quant import BLOCK_BYTES, GROUP, Format, QuantTensor
 from llm.batch import Batch, Chunk
 from llm.config import EngineConfig, ModelConfig, SamplingParams
@@ -113,6 +114,7 @@ def native(
     library: Path | None = None,
     stored: Format | None = None,
     seed: int = 0,
+    adapters: Mapping[str, Adapter] | None = None,
 ) -> NativeRunner:
     """A runner of a random model; with `stored`, its matrices are groups of any bytes, as a file may hold."""
     model = random_model(which, seed)
@@ -130,12 +132,13 @@ def native(
         half_kv=half_kv,
         num_threads=num_threads,
         library=library,
+        adapters=adapters,
     )
 
 
 def kept(runner: NativeRunner) -> tuple[ModelWeights, NDArray[np.uint8], NDArray[np.uint8]]:
     """What the kernel's pointers point to: weights, keys and values of all blocks."""
-    weights, keys, values = cast(tuple[Any, Any, Any], runner.kernel._keep)
+    weights, keys, values, _ = cast(tuple[Any, Any, Any, Any], runner.kernel._keep)
     return weights, keys, values
 
 

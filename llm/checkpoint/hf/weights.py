@@ -37,7 +37,7 @@ from llm.fields import Fields, parse_object, read_bytes
 MAX_INDEX_BYTES, MAX_SHARDS = 16 << 20, 4096
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 
-_LLAMA = {
+LLAMA = {
     "tokens": ("embed_tokens",),
     "norm": ("norm",),
     "head": ("lm_head",),
@@ -51,7 +51,7 @@ _LLAMA = {
     "ffn.up": ("mlp.up_proj",),
     "ffn.down": ("mlp.down_proj",),
 }
-_GPT2 = {
+GPT2 = {
     "tokens": ("wte",),
     "positions": ("wpe",),
     "norm": ("ln_f",),
@@ -63,6 +63,7 @@ _GPT2 = {
     "ffn.up": ("mlp.c_fc",),
     "ffn.down": ("mlp.c_proj",),
 }
+"""Our names → those of a family's tensors, which stand for one matrix together where there are several."""
 _HEAD = "lm_head.weight"
 _WRAPPERS = re.compile(r"(?:_orig_mod\.|module\.)*(?:model\.|transformer\.)?")
 _BUFFER = re.compile(r"(?:.+\.)?(?:rotary_emb\.inv_freq|attn\.(?:bias|masked_bias))")
@@ -161,7 +162,7 @@ class Piece:
 def plan(config: ModelConfig, model_type: str) -> list[Piece]:
     """The tensors that a folder of this family must have, without wrappers' prefixes."""
     gpt2 = model_type == "gpt2"
-    stems, blocks = (_GPT2, "h") if gpt2 else (_LLAMA, "layers")
+    stems, blocks = (GPT2, "h") if gpt2 else (LLAMA, "layers")
     kv = config.num_kv_heads * config.head_dim
     pieces = []
     for ours, shape in expected_shapes(config).items():
@@ -204,7 +205,7 @@ def settle_head(
 
 
 def _embedding(model_type: str) -> str:
-    return f"{(_GPT2 if model_type == 'gpt2' else _LLAMA)['tokens'][0]}.weight"
+    return f"{(GPT2 if model_type == 'gpt2' else LLAMA)['tokens'][0]}.weight"
 
 
 def _one(weights: WeightFiles, name: str) -> Tensor:

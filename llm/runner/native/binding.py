@@ -62,6 +62,16 @@ class Layer(Structure):
     ]
 
 
+class LowRank(Structure):
+    _fields_: ClassVar[list[tuple[str, Any]]] = [("a", Matrix), ("b", c_void_p)]
+
+
+class Adapter(Structure):
+    _fields_: ClassVar[list[tuple[str, Any]]] = [
+        (name, LowRank) for name in ("qkv", "out", "gate", "up", "down")
+    ]
+
+
 class Model(Structure):
     _fields_: ClassVar[list[tuple[str, Any]]] = [
         ("num_layers", c_int32),
@@ -82,6 +92,9 @@ class Model(Structure):
         ("sines", c_void_p),
         ("norm", c_void_p),
         ("norm_bias", c_void_p),
+        ("adapters", POINTER(Adapter)),
+        ("max_rank", c_int32),
+        ("reserved", c_int32),
     ]
 
 
@@ -110,6 +123,7 @@ class Step(Structure):
         ("hidden_rows", c_void_p),
         ("logits", c_void_p),
         ("hidden", c_void_p),
+        ("adapters", c_void_p),
     ]
 
 

@@ -10,7 +10,7 @@ computed (kernel/).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llm.adapt.lora import Adapter
 from llm.adapt.quant import QuantTensor
 from llm.batch import Batch
 from llm.config import EngineConfig, ModelConfig
@@ -26,6 +27,7 @@ from llm.hardware import usable_memory
 from llm.runner import StepOutput
 from llm.runner.native.binding import BLOCK_TOKENS, Cache, Kernel, Step, load
 from llm.runner.native.build import built_library
+from llm.runner.native.lowrank import AdapterWeights
 from llm.runner.native.memory import Memory
 from llm.runner.native.sampler import NativeSampler
 from llm.runner.native.weights import ModelWeights, Quantization
@@ -42,6 +44,7 @@ class NativeRunner:
         half_kv: keys and values in float16, else float32.
         num_threads: that compute, the engine's included.
         library: compiled for this CPU; None for the best there is, compiled now if need be.
+        adapters: by the names that sequences give; computed in float32.
 
     Attributes:
         isa: "avx512", "avx2" or "portable": what the library was compiled for.
@@ -68,6 +71,7 @@ class NativeRunner:
         half_kv: bool = True,
         num_threads: int = 1,
         library: Path | None = None,
+        adapters: Mapping[str, Adapter] | None = None,
     ) -> None:
         assert config.block_size == BLOCK_TOKENS, config.block_size
         functions = load(built_library() if library is None else library)
@@ -78,18 +82,20 @@ class NativeRunner:
         weights = ModelWeights(model, parameters, quantization)
         self.weight_bytes, self.read_bytes = weights.num_bytes, weights.read_bytes
         self.formats = weights.formats
+        beside = AdapterWeights(model, adapters or {})
+        weights.model.adapters, weights.model.max_rank = beside.layers, beside.max_rank
         keys, values = _pools(model, config, half_kv)
         cache = Cache(keys.ctypes.data, values.ctypes.data, half_kv, config.total_blocks)
         self.kernel = Kernel(
             functions,
             weights.model,
             cache,
-            (weights, keys, values),
+            (weights, keys, values, beside),
             num_threads=num_threads,
             max_rows=config.max_num_batched_tokens,
         )
         self.sampler = NativeSampler(self.kernel)
-        self._staging = Staging(model, config)
+        self._staging = Staging(model, config, beside.index)
 
     @property
     def about(self) -> str:
@@ -111,10 +117,15 @@ class NativeRunner:
 class Staging:
     """A step's arrays, made once: an array and its address cost more to make than a row costs to write."""
 
-    def __init__(self, model: ModelConfig, config: EngineConfig) -> None:
+    def __init__(
+        self, model: ModelConfig, config: EngineConfig, adapters: Mapping[str, int] | None = None
+    ) -> None:
+        self._index = {"": -1, **(adapters or {})}
         self._vocab_size = model.vocab_size
         most = config.max_num_batched_tokens
-        self.tokens, self.positions, self.rows, self.hidden_rows = np.zeros((4, most), np.int32)
+        self.tokens, self.positions, self.rows, self.hidden_rows, self.adapters = np.zeros(
+            (5, most), np.int32
+        )
         self.starts = np.zeros(most + 1, np.int32)
         self.tables = np.zeros((most, config.blocks_per_sequence), np.int32)
         self.logits = np.empty((0, model.vocab_size), np.float32)
@@ -162,10 +173,19 @@ class Staging:
             (self.hidden_rows, embedding),
         ):
             array[: len(values)] = values
+        if len(self._index) > 1:
+            self._assign(batch, starts)
         self._make_room(len(batch.rows), len(embedding))
         self.step.num_rows, self.step.num_sequences = len(tokens), len(chunks)
         self.step.num_logits, self.step.num_hidden = len(batch.rows), len(embedding)
         return self.logits[: len(batch.rows)], self.hidden[: len(embedding)]
+
+    def _assign(self, batch: Batch, starts: list[int]) -> None:
+        """Each row its sequence's adapter; the kernel looks for none where nobody has one."""
+        owners = [self._index[chunk.sequence.adapter] for chunk in batch.chunks]
+        for owner, start, stop in zip(owners, starts, starts[1:], strict=False):
+            self.adapters[start:stop] = owner
+        self.step.adapters = self.adapters.ctypes.data if max(owners) >= 0 else None
 
     def _list(self, index: int, block_ids: list[int], count: int) -> None:
         """A sequence's first blocks into a row of tables. A decoder's are nearly always what stands there

@@ -36,6 +36,16 @@ typedef struct {
     int32_t reserved;
 } Layer;
 
+/* What an adapter adds to a matrix's output, before its activation: B · (A · x), scaled in B. */
+typedef struct {
+    Matrix a;       /* f32, (rank, K_in); num_out 0: nothing */
+    const float *b; /* (panels of N, rank, 16) */
+} LowRank;
+
+typedef struct {
+    LowRank qkv, out, gate, up, down;
+} Adapter; /* of one layer */
+
 typedef struct {
     int32_t num_layers, width, num_heads, num_kv_heads, head_dim, ffn_width, vocab_size;
     int32_t layer_norm;   /* 1 LayerNorm, 0 RMSNorm */
@@ -46,6 +56,9 @@ typedef struct {
     const float *positions; /* learned, (positions, C32), or NULL */
     const float *cosines, *sines; /* rotary, (positions, D/2) each, or NULL */
     const float *norm, *norm_bias;
+    const Adapter *adapters; /* (adapters, num_layers) */
+    int32_t max_rank;        /* of all of their matrices */
+    int32_t reserved;
 } Model;
 
 /* Keys and values of all layers; layout in attention.c. */
@@ -66,6 +79,7 @@ typedef struct {
     const int32_t *hidden_rows; /* (E,) */
     float *logits;              /* (M, V) out */
     float *hidden;              /* (E, C) out: after the final norm */
+    const int32_t *adapters;    /* (T,) whose low ranks a row gets, -1 for none; NULL: no row gets any */
 } Step;
 
 /* How a reply's tokens are drawn; llm/config.py says what the numbers mean. */

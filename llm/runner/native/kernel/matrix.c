@@ -129,12 +129,38 @@ INLINE vec activate(int activation, vec v) {
     return activation == GELU_TANH ? v_gelu_tanh(v) : v;
 }
 
+static const LowRank *part_of(const Beside *beside, int row) {
+    const int adapter = beside->adapters[row];
+    return adapter < 0 ? NULL : beside->parts + adapter * beside->stride;
+}
+
+void thin_row(const Beside *beside, int row, const float *x) {
+    const LowRank *part = part_of(beside, row);
+    if (!part || !part->a.num_out) return;
+    const Product product = {.matrix = &part->a, .rows = {.values = x}, .num_rows = 1, .epilogue = STORE, .activation = -1,
+                             .y = beside->thin + row * beside->thin_stride, .limit = part->a.num_out};
+    multiply_panels(&product, 0, num_panels(&part->a));
+}
+
+static vec add_beside(const Beside *beside, int panel, int row, vec v) {
+    const LowRank *part = part_of(beside, row);
+    if (!part) return v;
+    const int rank = part->a.num_out;
+    const float *b = part->b + (size_t)panel * rank * PANEL, *thin = beside->thin + row * beside->thin_stride;
+    for (int k = 0; k < rank; k++, b += PANEL) v = v_fma(v_load(b), v_set1(thin[k]), v);
+    return v;
+}
+
 static void finish(const Product *product, int panel, int row, int num_rows, const vec *out, const vec *gate) {
     const int columns = product->limit - PANEL * panel;
     float *y = product->y + row * product->stride + PANEL * panel;
     for (int r = 0; r < num_rows; r++, y += product->stride) {
-        vec v = activate(product->activation, out[r]);
-        if (product->epilogue == GATE) v = v_mul(v_silu(gate[r]), v);
+        vec v = product->beside.parts ? add_beside(&product->beside, panel, row + r, out[r]) : out[r];
+        v = activate(product->activation, v);
+        if (product->epilogue == GATE) {
+            vec g = product->beside_gate.parts ? add_beside(&product->beside_gate, panel, row + r, gate[r]) : gate[r];
+            v = v_mul(v_silu(g), v);
+        }
         if (columns >= PANEL) {
             v_store(y, product->epilogue == ADD ? v_add(v_load(y), v) : v);
         } else {

@@ -28,9 +28,19 @@
 
 enum Epilogue { STORE, ADD, GATE }; /* y = v; y = y + v; y = silu(gate) · v */
 
+/* What stands beside a matrix: each row's adapter's low rank. A row's sum goes over the ranks in order. */
+typedef struct {
+    const LowRank *parts;    /* adapter 0's; NULL: no row has any */
+    size_t stride;           /* from an adapter's to the next's */
+    const int32_t *adapters; /* (num_rows,) -1: none */
+    float *thin;             /* (num_rows, thin_stride) A · x */
+    size_t thin_stride;
+} Beside;
+
 typedef struct {
     const Matrix *matrix;
     const Matrix *gate;  /* with GATE */
+    Beside beside, beside_gate;
     Rows rows;
     int32_t num_rows;
     int32_t epilogue;    /* enum Epilogue */
@@ -42,6 +52,9 @@ typedef struct {
 
 /* Panels [begin, end) of y, all rows. */
 void multiply_panels(const Product *product, int begin, int end);
+
+/* A · x of one row, into its thin place: before its panels are multiplied. */
+void thin_row(const Beside *beside, int row, const float *x);
 
 static inline int num_panels(const Matrix *matrix) { return (matrix->num_out + PANEL - 1) / PANEL; }
 static inline int num_groups(const Matrix *matrix) { return (matrix->num_in + GROUP - 1) / GROUP; }

@@ -7,7 +7,8 @@
  * one row each thread normalises and rounds it for itself, which costs less than waiting for another to do it.
  * A step of decoders alone rotates, stores and attends in one phase: no row looks at another's keys.
  *
- * Low-rank adapters have their place in `linear`: after a matrix's panels, from the same `source` rows.
+ * A low-rank adapter's A is multiplied where a row is made ready, its B where a panel's outputs are finished: each
+ * row's by itself, so that no row hangs on which adapters are beside it.
  */
 #include "workspace.h"
 #include <math.h>
@@ -37,14 +38,16 @@ typedef struct {
     Product product;
 } Linear;
 
-static const float *prepare_row(const Linear *linear, const Rows *rows, int row, float *normal) {
+static const float *prepare_row(const Linear *linear, const Product *product, int row, float *normal) {
     const Kernel *kernel = linear->kernel;
     const float *from = linear->source + (linear->index ? linear->index[row] : row) * linear->stride;
     if (linear->norm) {
         normalize_row(from, normal, kernel->model.width, kernel->model.layer_norm, kernel->model.norm_eps, linear->norm, linear->norm_bias);
         from = normal;
     }
-    if (linear->product.matrix->format != F32) quantize_row(rows, row, from, num_groups(linear->product.matrix));
+    if (product->matrix->format != F32) quantize_row(&product->rows, row, from, num_groups(product->matrix));
+    if (product->beside.parts) thin_row(&product->beside, row, from);
+    if (product->beside_gate.parts) thin_row(&product->beside_gate, row, from);
     return from;
 }
 
@@ -53,7 +56,7 @@ static void prepare_rows(void *task, Walk *walk, int32_t begin, int32_t end) {
     Kernel *kernel = linear->kernel;
     const int keep = linear->product.matrix->format == F32; /* its tiles read what was normalised */
     for (int row = begin; row < end; row++)
-        prepare_row(linear, &kernel->rows, row, keep ? kernel->normal + (size_t)row * kernel->widest : kernel->desks[walk_thread(walk)].row);
+        prepare_row(linear, &linear->product, row, keep ? kernel->normal + (size_t)row * kernel->widest : kernel->desks[walk_thread(walk)].row);
 }
 
 static void multiply(void *task, Walk *walk, int32_t begin, int32_t end) {
@@ -63,12 +66,15 @@ static void multiply(void *task, Walk *walk, int32_t begin, int32_t end) {
         return;
     }
     Desk *desk = linear->kernel->desks + walk_thread(walk);
-    if (desk->prepared != walk_phase(walk)) {
-        desk->rows.values = prepare_row(linear, &desk->rows, 0, desk->row);
-        desk->prepared = walk_phase(walk);
-    }
     Product product = linear->product;
     product.rows = desk->rows;
+    product.beside.thin = desk->thin;
+    product.beside_gate.thin = desk->thin + linear->kernel->model.max_rank;
+    if (desk->prepared != walk_phase(walk)) {
+        desk->rows.values = prepare_row(linear, &product, 0, desk->row);
+        desk->prepared = walk_phase(walk);
+    }
+    product.rows.values = desk->rows.values;
     multiply_panels(&product, begin, end);
 }
 
@@ -79,7 +85,8 @@ static void linear(Linear *linear, Walk *walk) {
     product->rows.values = linear->norm ? kernel->normal : linear->source;
     product->rows.value_stride = linear->norm ? (size_t)kernel->widest : linear->stride;
     if (product->num_rows == 0) return;
-    if (product->num_rows > 1 && (linear->norm || product->matrix->format != F32))
+    const int is_made = linear->norm || product->matrix->format != F32 || product->beside.parts;
+    if (product->num_rows > 1 && is_made)
         pool_phase(walk, product->num_rows, grain_of(kernel, product->num_rows), prepare_rows, linear);
     const int panels = num_panels(product->matrix);
     pool_phase(walk, panels, grain_of(kernel, panels), multiply, linear);
@@ -221,27 +228,38 @@ static void attend_stretches(void *task, Walk *walk, int32_t begin, int32_t end)
 
 /* ---- the step -------------------------------------------------------------------------------------------- */
 
+/* The low ranks beside a matrix of a layer; `member` is its place in Adapter. */
+static Beside beside(const Plan *plan, int layer, size_t member, int is_gate) {
+    const Kernel *kernel = plan->kernel;
+    const Model *model = &kernel->model;
+    if (!plan->step.adapters) return (Beside){0};
+    const LowRank *parts = (const LowRank *)((const char *)(model->adapters + layer) + member);
+    return (Beside){parts, (size_t)model->num_layers * (sizeof(Adapter) / sizeof(LowRank)), plan->step.adapters,
+                    kernel->thin + is_gate * model->max_rank, 2 * (size_t)model->max_rank};
+}
+
 static void run_layer(const Plan *plan, Walk *walk, int index) {
     Kernel *kernel = plan->kernel;
     const Model *model = &kernel->model;
     const Layer *layer = kernel->layers + index;
     const int num_rows = plan->step.num_rows, pieces = plan->num_stretches * model->num_kv_heads;
     linear(&(Linear){kernel, kernel->x, kernel->width32, NULL, layer->attention_norm, layer->attention_norm_bias,
-                     {.matrix = &layer->qkv, .num_rows = num_rows, .epilogue = STORE, .activation = -1,
+                     {.matrix = &layer->qkv, .beside = beside(plan, index, offsetof(Adapter, qkv), 0), .num_rows = num_rows, .epilogue = STORE, .activation = -1,
                       .y = kernel->qkv, .stride = kernel->qkv16, .limit = kernel->qkv16}}, walk);
     Attention attention = {plan, layer, index};
     if (!plan->decodes) pool_phase(walk, pieces, grain_of(kernel, pieces), place_stretches, &attention);
     pool_phase(walk, pieces, grain_of(kernel, pieces), attend_stretches, &attention);
     linear(&(Linear){kernel, kernel->attended, kernel->heads32, NULL, NULL, NULL,
-                     {.matrix = &layer->out, .num_rows = num_rows, .epilogue = ADD, .activation = -1,
+                     {.matrix = &layer->out, .beside = beside(plan, index, offsetof(Adapter, out), 0), .num_rows = num_rows, .epilogue = ADD, .activation = -1,
                       .y = kernel->x, .stride = kernel->width32, .limit = kernel->width32}}, walk);
     const int gated = model->activation == SWIGLU;
     linear(&(Linear){kernel, kernel->x, kernel->width32, NULL, layer->ffn_norm, layer->ffn_norm_bias,
-                     {.matrix = &layer->up, .gate = &layer->gate, .num_rows = num_rows, .epilogue = gated ? GATE : STORE,
+                     {.matrix = &layer->up, .gate = &layer->gate, .beside = beside(plan, index, offsetof(Adapter, up), 0),
+                      .beside_gate = gated ? beside(plan, index, offsetof(Adapter, gate), 1) : (Beside){0}, .num_rows = num_rows, .epilogue = gated ? GATE : STORE,
                       .activation = gated ? -1 : model->activation,
                       .y = kernel->hidden, .stride = kernel->ffn32, .limit = kernel->ffn32}}, walk);
     linear(&(Linear){kernel, kernel->hidden, kernel->ffn32, NULL, NULL, NULL,
-                     {.matrix = &layer->down, .num_rows = num_rows, .epilogue = ADD, .activation = -1,
+                     {.matrix = &layer->down, .beside = beside(plan, index, offsetof(Adapter, down), 0), .num_rows = num_rows, .epilogue = ADD, .activation = -1,
                       .y = kernel->x, .stride = kernel->width32, .limit = kernel->width32}}, walk);
 }
 

@@ -28,11 +28,13 @@ static void furnish(Kernel *kernel, int num_threads) {
     kernel->attended = own_rows(kernel, sizeof(float) * kernel->heads32);
     kernel->hidden = own_rows(kernel, sizeof(float) * kernel->ffn32);
     kernel->normal = own_rows(kernel, sizeof(float) * kernel->widest);
+    const size_t thin_bytes = sizeof(float) * 2 * model->max_rank;
+    kernel->thin = own_rows(kernel, thin_bytes);
     kernel->stretches = own_rows(kernel, sizeof(Stretch));
     void *rows = own(kernel, rows_bytes(kernel->max_rows, groups));
     kernel->desks = own(kernel, sizeof(Desk) * num_threads);
     const size_t row_bytes = sizeof(float) * kernel->widest, scratch_bytes = sizeof(float) * attention_scratch(queries, model->head_dim);
-    const size_t desk_bytes = round_up(row_bytes + scratch_bytes + sizeof(Query) * queries + rows_bytes(1, groups), 64) + 64;
+    const size_t desk_bytes = round_up(row_bytes + thin_bytes + scratch_bytes + sizeof(Query) * queries + rows_bytes(1, groups), 64) + 64;
     char *desk = own(kernel, desk_bytes * num_threads);
     const size_t slate = (slate_bytes(model->vocab_size) + 63) / 64 * 64;
     char *slates = own_raw(kernel, slate * num_threads); /* pages of it count once a thread draws */
@@ -42,8 +44,9 @@ static void furnish(Kernel *kernel, int num_threads) {
         kernel->desks[i].rows = rows_over(desk, 1, groups);
         char *at = desk + round_up(rows_bytes(1, groups), 64);
         kernel->desks[i].row = (float *)at;
-        kernel->desks[i].attention = (float *)(at + row_bytes);
-        kernel->desks[i].queries = (Query *)(at + row_bytes + scratch_bytes);
+        kernel->desks[i].thin = (float *)(at + row_bytes);
+        kernel->desks[i].attention = (float *)(at + row_bytes + thin_bytes);
+        kernel->desks[i].queries = (Query *)(at + row_bytes + thin_bytes + scratch_bytes);
         kernel->desks[i].slate = slate_over(slates + slate * i, model->vocab_size);
     }
 }

@@ -13,6 +13,7 @@ typedef struct {
     Rows rows;          /* of the one row of a step that has no other */
     uint64_t prepared;  /* the phase they were made for */
     float *row;         /* (widest input,) */
+    float *thin;        /* (2, max_rank) low ranks of that row, and of its gate */
     float *attention;   /* scratch of `attend` */
     Query *queries;
     Slate slate;        /* to draw a row's token on */
@@ -26,6 +27,7 @@ struct Kernel {
     Pool *pool;
     int max_rows, width32, ffn32, heads32, qkv16, widest;
     float *x, *qkv, *attended, *hidden, *normal; /* (max_rows, width32 | qkv16 | heads32 | ffn32 | widest) */
+    float *thin; /* (max_rows, 2, max_rank) */
     Rows rows;
     Stretch *stretches;
     Desk *desks;
