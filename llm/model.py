@@ -102,7 +102,7 @@ class Block(nn.Module):
         self.ffn_norm = make_norm(config)
         self.ffn = FeedForward(config)
 
-    def forward(self, x: Tensor, angles: Angles | None, cache: KVCache, project: Project) -> Tensor:
+    def forward(self, x: Tensor, angles: Angles | None, cache: KVCache, project: Project = plainly) -> Tensor:
         x = x + self.attention(self.attention_norm(x), angles, cache, project)
         x = x + self.ffn(self.ffn_norm(x), project)
         return x

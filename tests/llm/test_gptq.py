@@ -93,6 +93,8 @@ def test_blocks_are_rounded_in_order_and_put_into_the_model(family: str) -> None
     wanted.remove("blocks.1.attention.out.weight")
     rounded = dict(round_blocks(model, windows, wanted))
     assert list(rounded) == wanted
+    last = wanted[-1]
+    assert not torch.equal(rounded[last].data, quantize(before[last], "q4_1").data), "it had inputs, too"
     for name, parameter in model.named_parameters():
         expected = rounded[name].dequantize() if name in rounded else before[name]
         assert torch.equal(parameter, expected), name
