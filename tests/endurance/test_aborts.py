@@ -27,7 +27,10 @@ from tests.server.wire import app_of, live
 
 NUM_CLIENTS, NUM_ROUNDS, NUM_WARM_UP = 16, 50, 5
 SETTLE_SECONDS = 30.0
-FEW_BLOCKS = ["--max-num-seqs", "6", "--num-gpu-blocks-override", "280", "--max-num-batched-tokens", "64"]
+FEW_BLOCKS = [
+    *("--max-model-len", "4096", "--max-num-seqs", "6"),
+    *("--num-gpu-blocks-override", "280", "--max-num-batched-tokens", "64"),
+]
 """Six run and ten wait; prompts go in chunks; blocks are scarce, so that some are preempted."""
 PHASES = ("half a head", "half a body", "at once", "soon", "streaming")
 
