@@ -126,8 +126,19 @@ class PlainTemplate:
         return "".join(segment.text for segment in self.render(messages, generate=generate))
 
 
+_BREAKS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
+
+
 def _one_line(text: str) -> str:
-    return " ".join(text.splitlines())
+    """As `" ".join(text.splitlines())`, which makes a string of each line and takes eight times as long for a
+    million of them, all of it without letting another thread in.
+    """
+    text = text.replace("\r\n", "\n")
+    if text and text[-1] in _BREAKS:
+        text = text[:-1]
+    for mark in _BREAKS:
+        text = text.replace(mark, " ")
+    return text
 
 
 def refuse_options(name: str, options: Mapping[str, object] | None) -> None:

@@ -1,6 +1,7 @@
 """Messages to prompts: the course's lines, one role per line, and training ids equal to serving ids."""
 
 import json
+import random
 from dataclasses import replace
 
 import pytest
@@ -211,6 +212,18 @@ def test_the_last_message_goes_on(template: PlainTemplate | ChatMLTemplate, gene
         nothing = [chat[0], Message("assistant", empty)]
         begun = encode_prompt(TOKENIZER, template, nothing, generate=generate, continue_final=True)
         assert begun == encode_prompt(TOKENIZER, template, chat[:1])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_line_break_becomes_a_space(seed: int) -> None:
+    """Whatever Python calls one, \\r\\n being one and the last one none."""
+    marks = [chr(code) for code in range(0x3000) if len(f"a{chr(code)}b".splitlines()) > 1]
+    rng = random.Random(seed)
+    for _ in range(500):
+        text = "".join(rng.choices(["a", " ", "\t", *marks], k=rng.randrange(9)))
+        final = [Message("user", "q"), Message("assistant", f"x{text}")]
+        continued = PlainTemplate().render(final, continue_final=True)[-1].text
+        assert continued == " " + " ".join(f"x{text}".splitlines())
 
 
 def test_a_continued_line_stays_one_line() -> None:
