@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 from llm.chat.replies import encode_replies
 from llm.chat.template import ChatTemplate, Message
+from llm.chat.tools import Tool
 from llm.choice import TextDelta
 from llm.config import SamplingParams
 from llm.sequence import FinishReason, Logprob
@@ -85,7 +86,9 @@ class Likelihood:
         return math.exp(min(self.mean, MOST_NATS))
 
 
-def read_chat(tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message]) -> list[ScoredText]:
+def read_chat(
+    tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message], tools: Sequence[Tool] = ()
+) -> list[ScoredText]:
     """A conversation with all its replies, each of which counts once.
 
     Usually one text; several where a template writes a turn differently once others follow.
@@ -93,7 +96,7 @@ def read_chat(tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[M
     Raises:
         RequestError: the template refuses the conversation, or does not write a reply after its prompt.
     """
-    stretches = encode_replies(tokenizer, template, messages)
+    stretches = encode_replies(tokenizer, template, messages, tools)
     return [ScoredText(ids, [False, *trained[1:]]) for ids, trained in stretches]
 
 

@@ -29,7 +29,7 @@ from llm.text import TextModel
 log = logging.getLogger("llm.load")
 
 NUM_GUESSES = 8
-"""Of a draft. Text given back came 5.2 times as fast with 8 (`bench --speculation`); no other was tried."""
+"""Of a draft. Text given back came 3.7 times as fast with 8 (`bench --speculation`); no other was tried."""
 
 NO_ADAPTERS: Mapping[str, Adapter] = MappingProxyType({})
 

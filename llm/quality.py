@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +41,7 @@ from llm.config import BLOCK_SIZE, EngineConfig, SamplingParams
 from llm.errors import DataError, OptionError, StepFailed
 from llm.eval.cases import read_cases
 from llm.hardware import describe, usable_cores
+from llm.likelihood import Likelihood
 from llm.load import make_runner
 from llm.placement import KVType, RunnerName, resolve_places
 from llm.runner import Runner
@@ -49,7 +49,7 @@ from llm.runner.eager import EagerRunner
 from llm.runner.native.runner import NativeRunner
 from llm.runner.native.weights import Quantization
 from llm.sequence import Sequence as Tokens
-from llm.train.data import encode_chat, read_chats, read_documents
+from llm.train.data import encode_chat, encode_file
 from llm.train.facts import read_facts, read_unknown
 from llm.train.options import run_command
 
@@ -61,8 +61,6 @@ CACHES: tuple[str, ...] = get_args(KVType)
 ROWS_AT_ONCE = 64
 """Positions computed and compared together: 64 of 150,000 ids are 77 MB in float64, and four times as much
 for what is computed with them."""
-MOST_NATS = 700.0
-"""The logarithm of the largest perplexity that is told: e^710 is no float."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +181,7 @@ def _log_probs(runner: Runner, batch: Batch, vocab_size: int | None) -> Tensor:
 
 
 def _perplexity(log_probs: Tensor) -> float:
-    return math.exp(min(-float(log_probs.mean()), MOST_NATS))
+    return Likelihood(-float(log_probs.sum()), len(log_probs)).perplexity
 
 
 def read_windows(path: Path | None, checkpoint: Checkpoint, num_positions: int) -> list[Window]:
@@ -198,13 +196,11 @@ def read_windows(path: Path | None, checkpoint: Checkpoint, num_positions: int) 
         DataError, RequestError: the text cannot be used, or is too short for one position.
     """
     longest = checkpoint.config.num_positions
-    if path is None or path.suffix == ".jsonl":
-        chats = _held_out() if path is None else [chat.messages for chat in read_chats(path)]
-        texts = [encode_chat(checkpoint.tokenizer, checkpoint.template, chat).ids.tolist() for chat in chats]
+    tokenizer, template = checkpoint.tokenizer, checkpoint.template
+    if path is None:
+        texts = [encode_chat(tokenizer, template, chat).ids.tolist() for chat in _held_out()]
     else:
-        tokenizer = checkpoint.tokenizer
-        begin = [] if tokenizer.begin_of_text is None else [tokenizer.begin_of_text]
-        texts = [begin + tokenizer.encode(text, continued=bool(begin)) for text in read_documents(path)]
+        texts = encode_file(path, tokenizer, template)
     shared = [len(commonprefix(pair)) for pair in pairwise([[], *texts])]
     windows = [w for text, first in zip(texts, shared, strict=True) for w in cut(text, longest, first)]
     if not windows:

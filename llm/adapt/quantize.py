@@ -33,7 +33,7 @@ from llm.checkpoint.record import Weight, count_types, expected_shapes, some
 from llm.checkpoint.wording import write_wording
 from llm.errors import CheckpointError, OptionError
 from llm.runner.native.weights import as_served, is_matrix, is_table
-from llm.train.data import encode_chat, read_chats, read_documents
+from llm.train.data import encode_file
 from llm.train.options import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,7 +93,7 @@ def calibrate(checkpoint: Checkpoint, data: Sequence[Path], num_tokens: int) -> 
         DataError: a file that cannot be used.
         OptionError: there is nothing to learn from.
     """
-    texts = [ids for path in data for ids in _read(checkpoint, path)]
+    texts = [ids for path in data for ids in encode_file(path, checkpoint.tokenizer, checkpoint.template)]
     if not data:
         texts = [sample.ids for sample in checkpoint.samples]
     longest = min(checkpoint.config.num_positions, MAX_WINDOW)
@@ -105,16 +105,6 @@ def calibrate(checkpoint: Checkpoint, data: Sequence[Path], num_tokens: int) -> 
     if not windows:
         raise OptionError("--rounding gptq needs --data: this checkpoint carries no samples to learn from")
     return windows
-
-
-def _read(checkpoint: Checkpoint, path: Path) -> list[list[int]]:
-    """Chats as they are served, or documents."""
-    tokenizer = checkpoint.tokenizer
-    if path.suffix == ".jsonl":
-        chats = [chat.messages for chat in read_chats(path)]
-        return [encode_chat(tokenizer, checkpoint.template, chat).ids.tolist() for chat in chats]
-    begin = [] if tokenizer.begin_of_text is None else [tokenizer.begin_of_text]
-    return [begin + tokenizer.encode(text, continued=bool(begin)) for text in read_documents(path)]
 
 
 def round_by_inputs(checkpoint: Checkpoint, windows: Sequence[Sequence[int]]) -> dict[str, QuantTensor]:

@@ -1,8 +1,8 @@
 """Texts and conversations of a file, and how probable a checkpoint finds them.
 
-A line is {"messages": [...]}, of which the assistant's tokens count, or {"text": ...}, of which all count but
-the first. What is longer than the context is read in windows, each from its own beginning. Refuses to know
-questions and answers.
+A line is {"messages": [...]}, with its "tools" if it has some, of which the assistant's tokens count, or
+{"text": ...}, of which all count but the first. What is longer than the context is read in windows, each from
+its own beginning. Refuses to know questions and answers.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm.chat.template import Message
+from llm.chat.tools import Tool
 from llm.errors import DataError, RequestError
 from llm.eval.answers import AT_ONCE
 from llm.likelihood import Likelihood, ScoredText, likelihood, measure, read_chat, read_text
 from llm.text import TextModel
-from llm.train.data import read_jsonl, read_messages
+from llm.train.data import read_conversation, read_jsonl
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Passage:
     where: str
     messages: tuple[Message, ...]
     text: str = ""
+    tools: tuple[Tool, ...] = ()
 
 
 def read_passages(path: str | Path) -> list[Passage]:
@@ -38,10 +40,8 @@ def read_passages(path: str | Path) -> list[Passage]:
     passages = []
     for where, value in read_jsonl(path):
         if "messages" in value:
-            messages = read_messages(where, value["messages"])
-            if not any(message.role == "assistant" for message in messages):
-                raise DataError(f"{where}: no assistant message, so nothing of it counts")
-            passages.append(Passage(where, tuple(messages)))
+            chat = read_conversation(where, value)
+            passages.append(Passage(where, chat.messages, tools=chat.tools))
         elif isinstance(value.get("text"), str) and value["text"].strip():
             passages.append(Passage(where, (), value["text"]))
         else:
@@ -59,7 +59,7 @@ def encode(passage: Passage, model: TextModel) -> list[ScoredText]:
     """
     if passage.messages:
         try:
-            texts = read_chat(model.tokenizer, model.template, passage.messages)
+            texts = read_chat(model.tokenizer, model.template, passage.messages, passage.tools)
         except RequestError as error:
             raise DataError(f"{passage.where}: {error}") from None
         return texts

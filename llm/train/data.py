@@ -168,13 +168,18 @@ def read_chats(path: str | Path) -> list[Chat]:
     Raises:
         DataError: as read_jsonl and read_messages, a conversation without a reply, or no conversation at all.
     """
-    chats = [_chat(where, value) for where, value in read_jsonl(path)]
+    chats = [read_conversation(where, value) for where, value in read_jsonl(path)]
     if not chats:
         raise DataError(f"{path}: no conversations")
     return chats
 
 
-def _chat(where: str, value: Mapping[str, Any]) -> Chat:
+def read_conversation(where: str, value: Mapping[str, Any]) -> Chat:
+    """One line of `read_chats`.
+
+    Raises:
+        DataError: as there.
+    """
     if "prompt" in value or "completion" in value:
         for name in ("prompt", "completion"):
             if not isinstance(value.get(name), str) or not value[name].strip():
@@ -242,6 +247,20 @@ def encode_examples(tokenizer: Tokenizer, template: ChatTemplate, chat: Chat) ->
 
 def _example(ids: list[int], trained: list[bool]) -> Example:
     return Example(np.array(ids, dtype=np.int32), np.array(trained, dtype=np.bool_))
+
+
+def encode_file(path: Path, tokenizer: Tokenizer, template: ChatTemplate) -> list[list[int]]:
+    """The texts of a file as they are read, whatever is learned from them: chats when its name ends with
+    .jsonl, else one document, after the begin-of-text id if there is one.
+
+    Raises:
+        DataError, RequestError: it cannot be used.
+    """
+    if path.suffix == ".jsonl":
+        chats = read_chats(path)
+        return [encode_chat(tokenizer, template, chat.messages, chat.tools).ids.tolist() for chat in chats]
+    begin = [] if tokenizer.begin_of_text is None else [tokenizer.begin_of_text]
+    return [begin + tokenizer.encode(text, continued=bool(begin)) for text in read_documents(path)]
 
 
 def join_documents(tokenizer: Tokenizer, documents: Sequence[str]) -> Ids:

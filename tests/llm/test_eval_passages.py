@@ -60,6 +60,17 @@ def test_it_is_what_forward_passes_say(tmp_path: Path) -> None:
     assert windows.num_tokens == len(ids) - 1, "each counts once"
 
 
+def test_functions_of_a_line_stand_in_its_prompt(tmp_path: Path) -> None:
+    model = tiny_text_model()
+    tool = {"type": "function", "function": {"name": "clock"}}
+    plain, told = (
+        encode(read_passages(write(tmp_path, line))[0], model)[0]
+        for line in ({"messages": CHAT}, {"messages": CHAT, "tools": [tool]})
+    )
+    assert len(told.ids) > len(plain.ids) and b"clock" in bytes(told.ids)
+    assert told.num_scored == plain.num_scored
+
+
 def test_a_text_of_one_token_has_nothing_to_count() -> None:
     model = tiny_text_model()
     with pytest.raises(DataError, match="f:1: 1 tokens"):
