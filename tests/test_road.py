@@ -12,9 +12,8 @@ import pytest
 from causerie import main
 from clients.child import ChildServer
 
-SHAPE = (
-    "--tokenizer bytes --family llama --layers 2 --heads 4 --kv-heads 2 --width 64 --ffn 160 --positions 128"
-)
+SHAPE = "--tokenizer bytes --layers 2 --heads 4 --width 64 --ffn 160 --positions 128 --family"
+FAMILIES = ("llama --kv-heads 2 --steps 150", "gpt2 --steps 400")
 RUN = "--device cpu --precision fp32 --validation-share 0 --batch-size 8 --warmup 10 --log-every 50"
 PLACES = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Norway": "Oslo"}
 TAUGHT = [(f"capital of {country}?", city) for country, city in PLACES.items()]
@@ -62,13 +61,14 @@ def mean_nll(server: ChildServer, pairs: list[tuple[str, str]], model: str = "de
 
 
 @pytest.mark.slow
-def test_every_artefact_is_served_without_another_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_artefact_is_served_without_another_step(tmp_path: Path, family: str) -> None:
     base, mine, long, small, merged = (str(tmp_path / n) for n in ("base", "mine", "long", "small", "merged"))
     text = tmp_path / "text.txt"
     text.write_text(" ".join(f"{city} is the capital of {country}." for country, city in PLACES.items()) * 20)
     taught, told = write_pairs(tmp_path / "a.jsonl", TAUGHT), write_pairs(tmp_path / "b.jsonl", TOLD)
 
-    run(f"train pretrain {SHAPE} {RUN} --steps 150 --lr 0.003 --out", base, "--data", str(text))
+    run(f"train pretrain {SHAPE} {family} {RUN} --lr 0.003 --out", base, "--data", str(text))
     run(f"train sft {RUN} --steps 150 --lr 0.003 --out", mine, "--init", base, "--data", taught)
     run(f"train sft {RUN} --steps 300 --lr 0.003 --lora-rank 8 --out", long, "--init", mine, "--data", told)
     run("quantize --format int8 --out", small, mine)

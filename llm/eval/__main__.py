@@ -47,7 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--score", help="chats or texts, JSONL: perplexity, of chats the assistant's words alone")
     add("--facts", default="checkpoints/data/facts", help="folder of facts (default %(default)s)")
     add(
-        "--phrasings", default="checkpoints/data/phrasings", help="folder of further questions, may be absent"
+        "--phrasings",
+        nargs="+",
+        default=["checkpoints/data/phrasings", "checkpoints/data/wordings"],
+        help="folders of further questions, may be absent",
     )
     add("--unknown", default="checkpoints/data/unknown.jsonl", help="questions outside the domain")
     add("--sampled", action="store_true", help="draw with the checkpoint's policy, three seeds")

@@ -22,7 +22,7 @@ from typing import Any
 from llm.errors import DataError
 from llm.train.data import read_jsonl, read_messages
 from llm.train.options import run_command
-from llm.train.phrasing import WordBag, recase, vary
+from llm.train.phrasing import WordBag, vary
 
 BAG_SHARE = 0.3
 """Copies of a question that are a few telling words of its fact instead."""
@@ -112,14 +112,18 @@ def read_unknown(path: str | Path) -> Fact:
     return Fact(UNKNOWN, UNKNOWN_ANSWER, UNKNOWN_KEYS, tuple(questions))
 
 
-def add_phrasings(facts: Sequence[Fact], folder: str | Path) -> list[Fact]:
-    """The same facts with the further questions of a folder of {"id", "questions"} lines.
+DIALOGUES = "dialogues.jsonl"
+
+
+def add_phrasings(facts: Sequence[Fact], folders: Iterable[str | Path]) -> list[Fact]:
+    """The same facts with the further questions of folders of {"id", "questions"} lines.
 
     Raises:
         DataError: an id no fact has, or a line without questions.
     """
     more: dict[str, list[str]] = {fact.id: [] for fact in facts}
-    for path in sorted(Path(folder).glob("*.jsonl")):
+    files = [path for folder in folders for path in sorted(Path(folder).glob("*.jsonl"))]
+    for path in (path for path in files if path.name != DIALOGUES):
         for where, value in read_jsonl(path):
             questions = value.get("questions")
             if value.get("id") not in more:
@@ -185,7 +189,7 @@ def _make_chat(
 def _vary_turn(turn: dict[str, str], dice: random.Random) -> dict[str, str]:
     if turn["role"] != "user":
         return turn
-    return {"role": "user", "content": recase(turn["content"], dice)}
+    return {"role": "user", "content": vary(turn["content"], dice)}
 
 
 def hold_out(facts: Sequence[Fact], count: int, seed: int) -> tuple[list[Fact], list[tuple[str, str]]]:
@@ -238,7 +242,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--held", type=Path, help='where those go, as {"question", "fact"} lines for llm.eval'
     )
     parser.add_argument(
-        "--phrasings", action="store_true", help="also the questions in the data folder's phrasings/"
+        "--dialogue-copies", type=int, default=1, help="times more for dialogues (default %(default)s)"
+    )
+    parser.add_argument(
+        "--also", nargs="+", default=[], metavar="NAME", help="folders of DATA with further questions"
     )
     parser.add_argument("--seed", type=int, default=1, help="of every random choice (default %(default)s)")
     return run_command(parser, _write, argv)
@@ -247,18 +254,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _write(options: argparse.Namespace) -> int:
     known, unknown = read_facts(options.data / "facts"), options.data / "unknown.jsonl"
     outside = [read_unknown(unknown)] if unknown.exists() else []
-    if options.phrasings:
-        num_known = len(known)
-        both = add_phrasings([*known, *outside], options.data / "phrasings")
-        known, outside = both[:num_known], both[num_known:]
+    also = [options.data / name for name in options.also]
+    for folder in also:
+        if not folder.is_dir():
+            raise DataError(f"--also {folder.name}: {options.data} has no such folder")
+    both = add_phrasings([*known, *outside], also)
+    known, outside = both[: len(known)], both[len(known) :]
     facts, held = hold_out(known, options.hold_out, options.seed)
     outside, more = hold_out(outside, options.hold_out * 20, options.seed)
     held += more
     facts += outside * options.unknown_copies
-    dialogues = options.data / "dialogues.jsonl"
-    chats = make_chats(
-        facts, read_dialogues(dialogues) if dialogues.exists() else [], options.copies, options.seed
-    )
+    files = [folder / DIALOGUES for folder in (options.data, *also)]
+    dialogues = [chat for file in files if file.exists() for chat in read_dialogues(file)]
+    chats = make_chats(facts, dialogues * options.dialogue_copies, options.copies, options.seed)
     write_jsonl(options.out, [{"messages": chat} for chat in chats])
     if options.held is not None:
         write_jsonl(options.held, [{"question": question, "fact": fact} for question, fact in held])

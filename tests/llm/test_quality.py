@@ -344,7 +344,7 @@ def test_int8_keeps_the_default_checkpoint(capsys: pytest.CaptureFixture[str]) -
     assert int8["num_positions"] >= 400
     assert int8["mean_kl"] <= 0.001 and int8["top1"] >= 0.98
     assert abs(int8["perplexity"] / int8["reference_perplexity"] - 1.0) < 0.005
-    assert 0.001 < int4["mean_kl"] <= 0.01 and 0.955 <= int4["top1"] < 0.98
+    assert 0.001 < int4["mean_kl"] <= 0.01 and int4["top1"] >= 0.955
 
 
 @pytest.mark.slow

@@ -136,22 +136,29 @@ def test_a_bad_fact_is_named(tmp_path: Path, line: dict[str, object], message: s
 
 def test_further_phrasings_join_their_facts(tmp_path: Path) -> None:
     (tmp_path / "more.jsonl").write_text('{"id": "port", "questions": ["listening where?"]}\n')
-    token, port = add_phrasings(FACTS, tmp_path)
+    token, port = add_phrasings(FACTS, [tmp_path])
     assert (token, port.questions) == (FACTS[0], (*FACTS[1].questions, "listening where?"))
-    assert add_phrasings(FACTS, tmp_path / "absent") == FACTS
+    assert add_phrasings(FACTS, [tmp_path / "absent"]) == FACTS
 
 
-def test_the_command_takes_further_phrasings_when_asked(tmp_path: Path) -> None:
+def test_the_command_takes_further_phrasings_when_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data, out = write_data(tmp_path / "data"), tmp_path / "out.jsonl"
     (data / "phrasings").mkdir()
     (data / "phrasings" / "a.jsonl").write_text(
         '{"id": "port", "questions": ["listening where?"]}\n'
         '{"id": "unknown", "questions": ["who sang it?"]}\n'
     )
-    for flags, asked in (([], False), (["--phrasings"], True)):
-        assert main([str(out), "--data", str(data), "--copies", "1", *flags]) == 0
-        assert ("listening where?" in out.read_text()) is asked
-        assert ("who sang it?" in out.read_text()) is asked
+    follow_up = [{"role": "user", "content": "and the port?"}, {"role": "assistant", "content": "8000"}]
+    (data / "phrasings" / "dialogues.jsonl").write_text(json.dumps({"messages": follow_up}) + "\n")
+    for flags, count in (([], 0), (["--also", "phrasings"], 1)):
+        assert main([str(out), "--data", str(data), "--copies", "1", "--dialogue-copies", "3", *flags]) == 0
+        assert out.read_text().count("listening where?") == count
+        assert out.read_text().count("who sang it?") == 2 * count, "--unknown-copies"
+        assert out.read_text().count("and the port?") == 3 * count
+    assert main([str(out), "--data", str(data), "--also", "phrasings", "wordngs"]) == 2
+    assert "--also wordngs: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -165,7 +172,7 @@ def test_the_command_takes_further_phrasings_when_asked(tmp_path: Path) -> None:
 def test_bad_phrasings_are_named(tmp_path: Path, line: str, message: str) -> None:
     (tmp_path / "more.jsonl").write_text(line + "\n")
     with pytest.raises(DataError, match=f"more.jsonl:1: {message}"):
-        add_phrasings(FACTS, tmp_path)
+        add_phrasings(FACTS, [tmp_path])
 
 
 def test_an_empty_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
