@@ -1,9 +1,8 @@
-"""The terminal chat: at a terminal, in a pipe, and when things go wrong."""
+"""The chat in a pipe: replies on stdout, the rest on stderr, and what its exit status says."""
 
 from __future__ import annotations
 
 import io
-import json
 import os
 import socket
 import subprocess
@@ -11,12 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
-from clients.chat import main
+from clients.chat.__main__ import main
 from tests.clients.fake_server import FakeServer, chunk, frame
-from tests.clients.terminal import Terminal
 
 
 def pipe(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
@@ -25,78 +22,6 @@ def pipe(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
 
 def contents(request: dict[str, Any]) -> list[tuple[str, str]]:
     return [(message["role"], message["content"]) for message in request["messages"]]
-
-
-def test_a_conversation_at_a_terminal(fake: FakeServer, tmp_path: Path) -> None:
-    """Type, see the reply stream, stop one, use every command, leave."""
-    saved = tmp_path / "chat.jsonl"
-    with Terminal("clients.chat", "--url", fake.url, "--temperature", "0") as terminal:
-        terminal.expect("fake at")
-        terminal.expect("User:")
-        terminal.type("hello there\n")
-        terminal.expect("Assistant: You said: hello there")
-        terminal.expect("User:")
-
-        fake.hold("never ", "ending")
-        terminal.type("go on\n")
-        terminal.expect("never ending")
-        terminal.type("\x03")
-        terminal.expect("(stopped)")
-        assert fake.hung_up.wait(10), "the reply was not aborted"
-        terminal.expect("User:")
-
-        terminal.type("and now?\n")
-        terminal.expect("Assistant: You said: and now?")
-        terminal.type(f"/save {saved}\n")
-        terminal.expect("6 messages written")
-        terminal.type("/reset\n")
-        terminal.expect("forgotten")
-        terminal.type("/system Be brief.\n")
-        terminal.expect("new system message")
-        terminal.type("again\n")
-        terminal.expect("You said: again")
-        terminal.type("/help\n")
-        terminal.expect("/system TEXT")
-        terminal.type("/nonsense\n")
-        terminal.expect("no command /nonsense")
-        terminal.type("\x03\n")  # Enter too: a SIGINT just before readline waits is seen at the next key
-        terminal.expect("Ctrl-D or /quit leaves")
-        terminal.type("/quit\n")
-        assert terminal.end() == 0
-    history = [
-        ("user", "hello there"),
-        ("assistant", "You said: hello there"),
-        ("user", "go on"),
-        ("assistant", "never ending"),
-        ("user", "and now?"),
-    ]
-    assert contents(fake.requests[2]) == history
-    assert contents(fake.requests[3]) == [("system", "Be brief."), ("user", "again")]
-    assert contents(json.loads(saved.read_text())) == [*history, ("assistant", "You said: and now?")]
-    assert fake.requests[0]["truncation"] == "drop_oldest" and fake.requests[0]["temperature"] == 0
-    assert "seed" not in fake.requests[0], "what is not asked for is not sent"
-
-
-def test_ctrl_d_leaves_and_arrow_up_brings_a_line_back(fake: FakeServer) -> None:
-    pytest.importorskip("readline")
-    with Terminal("clients.chat", "--url", fake.url) as terminal:
-        terminal.expect("User:")
-        terminal.type("once\n")
-        terminal.expect("said: once")
-        terminal.expect("User:")
-        terminal.type("\x1b[A\n")
-        terminal.expect("said: once")
-        terminal.expect("User:")
-        terminal.type("\x04")
-        assert terminal.end() == 0
-    assert contents(fake.requests[1])[-1] == ("user", "once")
-
-
-def test_no_colours_where_none_are_wanted(fake: FakeServer) -> None:
-    with Terminal("clients.chat", "--url", fake.url, env={"NO_COLOR": "1"}) as terminal:
-        assert "\x1b[1" not in terminal.expect("User: ")
-        terminal.type("/exit\n")
-        assert terminal.end() == 0
 
 
 def test_a_pipe_gets_replies_and_nothing_else(
@@ -114,7 +39,7 @@ def test_once(fake: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
         main(["--url", fake.url, "--once", "hi", "--system", "Be brief.", "--seed", "7", "--top-k", "0"]) == 0
     )
     out, err = capsys.readouterr()
-    assert out == "a\tb [31m:smile: [bold]x[/]\nend\n", "text as it is, without what would steer the terminal"
+    assert out == "a\tb ␛[31m:smile: [bold]x[/]\nend\n", "as it is, but for what would steer the terminal"
     assert "token limit" in err
     assert (fake.requests[0]["seed"], fake.requests[0]["top_k"]) == (7, 0)
     assert contents(fake.requests[0]) == [("system", "Be brief."), ("user", "hi")]
@@ -143,7 +68,7 @@ def test_the_conversation_goes_on_after_an_error(
     pipe(monkeypatch, "a", "b", "c", "d", "/save /nowhere/at/all", "/save", "/system")
     assert main(["--url", fake.url]) == 1
     out, err = capsys.readouterr()
-    assert out == "halfcutYou said: d\n"
+    assert out == "half\ncut\nYou said: d\n"
     for said in ("prompt is too long", "the step failed", "[DONE]", "/nowhere/at/all", "needs a file name"):
         assert said in err
     assert contents(fake.requests[3]) == [("user", "d")]
@@ -174,17 +99,6 @@ def test_without_a_terminal_ctrl_c_ends_the_program(
     assert "Ctrl-D" not in capsys.readouterr().err
 
 
-def test_save_never_overwrites(
-    fake: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "precious"
-    file.write_text("x")
-    pipe(monkeypatch, "a", f"/save {file}")
-    assert main(["--url", fake.url]) == 0
-    assert "File exists" in capsys.readouterr().err
-    assert file.read_text() == "x"
-
-
 def test_no_server_is_one_line_that_says_how_to_start_one(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -200,21 +114,6 @@ def test_a_checkpoint_that_cannot_be_served(tmp_path: Path, capsys: pytest.Captu
     assert main(["--checkpoint", missing, "--once", "hi"]) == 1
     err = capsys.readouterr().err
     assert "before it was ready" in err and f"causerie serve: error: {missing}" in err
-
-
-def test_a_checkpoint_is_served_for_as_long_as_the_chat(tiny_folder: Path) -> None:
-    """One command is a chat: the server is there for it, and gone after it, killed terminal or not."""
-    with Terminal("clients.chat", "--checkpoint", str(tiny_folder), "--max-tokens", "4") as terminal:
-        terminal.expect("starting a server")
-        terminal.expect("tiny at http://127.0.0.1:")
-        (server,) = psutil.Process(terminal.process.pid).children()
-        terminal.type("hi\n")
-        terminal.expect("Assistant: ")
-        terminal.expect("User:")
-        terminal.process.terminate()
-        terminal.type("\n")  # a signal just before readline waits is seen at the next key
-        assert terminal.end() == 143
-    assert psutil.wait_procs([server], timeout=30)[1] == []
 
 
 def test_url_and_checkpoint_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
