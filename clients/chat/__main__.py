@@ -38,7 +38,7 @@ INTERRUPTED, UNREAD = 130, 141
 def main(argv: list[str] | None = None) -> int:
     """Chat until the input ends; the exit status, as `--help` lists it."""
     args = parse(argv)
-    _tolerate_any_text()
+    _tolerate_any_stream()
     try:
         with _server(args) as url, Client(url, args.api_key) as client:
             return _converse(client, args)
@@ -76,8 +76,10 @@ def _reader(args: argparse.Namespace, is_terminal: bool) -> Reader | None:
     """Where lines come from; None when a history was asked for that cannot be kept."""
     if not is_terminal or is_dumb():
         return Lines(is_terminal)
-    from clients.chat.keyboard import Keyboard, NoHistory  # 0.1 s that a pipe need not wait
-
+    try:
+        from clients.chat.keyboard import Keyboard, NoHistory  # 0.2 s that a pipe need not wait
+    except ModuleNotFoundError:  # as in the image for serving, which has no editor
+        return Lines(is_terminal)
     try:
         return Keyboard((*commands.COMMANDS, *commands.LEAVE), args.history, is_plain(sys.stdout))
     except NoHistory as error:
@@ -97,10 +99,13 @@ def _server(args: argparse.Namespace) -> Iterator[str]:
         yield server.url
 
 
-def _tolerate_any_text() -> None:
-    """Bytes that are no text, and text that the terminal's encoding lacks, end no conversation."""
-    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace")):
-        if isinstance(stream, io.TextIOWrapper):
+def _tolerate_any_stream() -> None:
+    """Bytes that are no text, text that an encoding lacks, and ends that are closed, as by `2>&-`."""
+    for name, errors in (("stdin", "surrogateescape"), ("stdout", "replace"), ("stderr", "replace")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
+        elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
 
 

@@ -31,10 +31,15 @@ class Lines:
 
     def read(self) -> str:
         """The next line, or several that a person joined."""
-        if not self._is_terminal:
-            return input()
-        lines = [input(PROMPT)]
-        while lines[-1].endswith(GOES_ON):
-            lines[-1] = lines[-1].removesuffix(GOES_ON)
-            lines.append(input(" " * len(PROMPT)))
+        return self._read_typed() if self._is_terminal else input()
+
+    def _read_typed(self) -> str:
+        try:
+            lines = [input(PROMPT)]
+            while lines[-1].endswith(GOES_ON):
+                lines[-1] = lines[-1].removesuffix(GOES_ON)
+                lines.append(input(" " * len(PROMPT)))
+        except (EOFError, KeyboardInterrupt):
+            print()  # the line of the prompt was not ended
+            raise
         return "\n".join(lines)

@@ -26,8 +26,6 @@ def run(dialogue: Dialogue, reader: Reader) -> None:
                 raise
             screen.note("(Ctrl-D or /quit leaves)")
         except EOFError:
-            if screen.is_terminal:
-                screen.end_line()
             return
 
 

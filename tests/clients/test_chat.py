@@ -7,13 +7,14 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from clients.chat.__main__ import main
-from tests.clients.fake_server import FakeServer, chunk, frame
+from tests.clients.fake_server import FakeServer, chunk, frame, reply_frames
 
 
 def pipe(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
@@ -43,6 +44,29 @@ def test_once(fake: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert "token limit" in err
     assert (fake.requests[0]["seed"], fake.requests[0]["top_k"]) == (7, 0)
     assert contents(fake.requests[0]) == [("system", "Be brief."), ("user", "hi")]
+
+
+def test_once_reads_all_of_standard_input(
+    fake: FakeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe(monkeypatch, "Translate:", "", "/quit \\")
+    assert main(["--url", fake.url, "--once", "-"]) == 0
+    assert contents(fake.requests[0]) == [("user", "Translate:\n\n/quit \\")], "which is no command"
+    assert capsys.readouterr().out == "You said: Translate:\n\n/quit \\\n"
+
+
+def test_thoughts_are_not_for_a_pipe(fake: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.send(frame(chunk({"reasoning": "hm"})), *reply_frames(("yes",)))
+    assert main(["--url", fake.url, "--once", "hi"]) == 0
+    assert capsys.readouterr() == ("yes\n", "")
+
+
+def test_a_wrong_key_is_said_with_the_way_to_give_one(
+    fake: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.fail(401, {"error": {"message": "no key", "code": "invalid_api_key"}})
+    assert main(["--url", fake.url, "--once", "hi"]) == 1
+    assert capsys.readouterr() == ("", "no key; a key is given with --api-key or $CAUSERIE_API_KEY\n")
 
 
 def test_dropped_turns_and_ignored_fields_are_said(
@@ -123,16 +147,66 @@ def test_url_and_checkpoint_exclude_each_other(capsys: pytest.CaptureFixture[str
     assert "not allowed with" in capsys.readouterr().err
 
 
-def test_a_reader_that_has_seen_enough_ends_it_quietly(fake: FakeServer) -> None:
-    """As in `causerie chat --once … | head -c 1`: no traceback."""
+@pytest.mark.parametrize("value", ["nan", "inf", "hot"])
+def test_a_number_that_json_lacks_is_refused(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--temperature", value])
+    assert caught.value.code == 2
+    assert "--temperature" in capsys.readouterr().err
+
+
+@pytest.fixture
+def pipes() -> Iterator[tuple[int, int]]:
+    """An end nobody reads, and a device that takes nothing."""
     read, write = os.pipe()
     os.close(read)
+    full = os.open("/dev/full", os.O_WRONLY)
+    yield write, full
+    os.close(write)
+    os.close(full)
+
+
+def test_an_output_that_takes_nothing_ends_it_in_a_line_at_most(
+    fake: FakeServer, pipes: tuple[int, int]
+) -> None:
+    """As in `causerie chat --once … | head -c 1`, and on a full disk: no traceback."""
+    command = [sys.executable, "-m", "clients.chat", "--url", fake.url, "--once", "hi"]
+    ended = [
+        subprocess.run(command, stdout=end, stderr=subprocess.PIPE, encoding="utf-8", timeout=60)
+        for end in pipes
+    ]
+    assert [(done.returncode, done.stderr) for done in ended] == [
+        (141, ""),
+        (1, "cannot go on: No space left on device\n"),
+    ]
+
+
+def test_ends_that_are_closed_end_nothing(fake: FakeServer) -> None:
+    command = 'exec "$@" 2>&- <&-'
     done = subprocess.run(
-        [sys.executable, "-m", "clients.chat", "--url", fake.url, "--once", "hi"],
-        stdout=write,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
+        ["sh", "-c", command, "sh", sys.executable, "-m", "clients.chat", "--url", fake.url, "--once", "hi"],
+        stdout=subprocess.PIPE,
         timeout=60,
     )
-    os.close(write)
-    assert (done.returncode, done.stderr) == (141, "")
+    assert (done.returncode, done.stdout) == (0, b"You said: hi\n")
+
+
+def test_bytes_that_are_no_text_and_an_encoding_that_lacks_some_end_nothing(fake: FakeServer) -> None:
+    fake.send(b'data: {"choices": [{"delta": {"content": "\\u20ac \\ud800"}}]}\n\ndata: [DONE]\n\n')
+    done = subprocess.run(
+        [sys.executable, "-m", "clients.chat", "--url", fake.url],
+        input=b"a\xffb\nc\n",
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "latin-1:strict", "PYTHONUTF8": "0"},
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (0, b"? ?\nYou said: c\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "clients.chat", "--url", fake.url],
+        input=b"a\xffb\n",
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout.decode()) == (0, "You said: a\ufffdb\n")
+    assert contents(fake.requests[1])[1] == ("assistant", "€ \ufffd"), "kept as it came, if it can be sent"

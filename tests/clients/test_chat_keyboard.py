@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from pathlib import Path
@@ -97,10 +98,12 @@ def test_a_history_that_others_may_read_is_refused(tmp_path: Path) -> None:
             read(history_file=str(tmp_path / name))
 
 
-def test_without_an_editor_a_line_may_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-    lines = iter(["a\\", "b", "c\\"])
-    monkeypatch.setattr("builtins.input", lambda prompt="": (asked.append(prompt), next(lines))[1])
+def test_without_an_editor_a_line_may_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("a\\\nb\nc\\\n"))
     assert Lines(is_terminal=True).read() == "a\nb"
-    assert asked == ["User: ", "      "]
     assert Lines(is_terminal=False).read() == "c\\", "a pipe's lines are taken as they are"
+    with pytest.raises(EOFError):
+        Lines(is_terminal=True).read()
+    assert capsys.readouterr().out == "User:       User: \n", "and the shell's prompt begins a line"

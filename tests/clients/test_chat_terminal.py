@@ -42,6 +42,13 @@ def test_a_conversation(fake: FakeServer) -> None:
         assert fake.hung_up.wait(10), "the reply was not aborted"
         terminal.expect("User:")
 
+        fake.hold()
+        terminal.type(f"nothing{ENTER}")
+        terminal.expect("Assistant: ")
+        terminal.type(CTRL_C)
+        terminal.expect("(stopped)")
+        terminal.expect("User:")
+
         fake.fail(429, {"error": {"message": "full"}}, headers={"retry-after": "2"})
         terminal.type(f"and{ALT_ENTER}now?{ENTER}")
         terminal.expect("full; it asks to wait 2 s; /retry asks again")
@@ -150,6 +157,12 @@ def test_what_was_typed_during_a_reply_is_the_next_question(fake: FakeServer) ->
         terminal.expect("User:")
         terminal.type(CTRL_D)
         assert terminal.end() == 0
+
+
+def test_a_history_that_cannot_be_kept_is_said_at_once(fake: FakeServer) -> None:
+    with chat(fake, "--history", "/dev/null") as terminal:
+        terminal.expect("--history /dev/null: cannot keep a history: not a file")
+        assert terminal.end() == 2
 
 
 def test_a_checkpoint_is_served_for_as_long_as_the_chat(tiny_folder: Path) -> None:
