@@ -55,7 +55,8 @@ class Dialogue:
         except ClientError as error:
             self.conversation.fail(turns)
             self.num_failures += 1
-            self.screen.complain(advice(error) + ("; /retry asks again" if self.screen.is_terminal else ""))
+            can_help = self.screen.is_terminal and _may_pass(error)
+            self.screen.complain(advice(error) + ("; /retry asks again" if can_help else ""))
         else:
             self._end(turns, answer)
             self._say_how_it_ended(answer)
@@ -101,3 +102,8 @@ def advice(error: ClientError) -> str:
         wait = one_line(error.retry_after, 40)
         text += f"; it asks to wait {f'{wait} s' if wait.isdigit() else f'until {wait}'}"
     return text
+
+
+def _may_pass(error: ClientError) -> bool:
+    """Whether the same request may be answered later: not when the server found fault with it."""
+    return not isinstance(error, ApiError) or error.status not in range(400, 500) or error.status in FULL

@@ -53,18 +53,22 @@ def test_a_conversation(fake: FakeServer) -> None:
         terminal.type(f"and{ALT_ENTER}now?{ENTER}")
         terminal.expect("full; it asks to wait 2 s; /retry asks again")
         terminal.expect("User:")
+        fake.fail(413, {"error": {"message": "too long"}})
+        terminal.type(f"/retry{ENTER}")
+        terminal.expect("too long\x1b[0m\r\n")  # nor would it be shorter a second time
+        terminal.expect("User:")
         terminal.type(f"/retry{ENTER}")
         terminal.expect("You said: and\r\nnow?")
         terminal.expect("User:")
 
-        terminal.type(f"{UP}{UP}{UP}{ENTER}")  # /retry, the two lines, into them, out of them
+        terminal.type(f"{UP}{UP}{UP}{ENTER}")  # /retry, once for both, the two lines, into them, out of them
         terminal.expect("You said: and\r\nnow?")
         terminal.expect("User:")
         terminal.type(CTRL_C)
         terminal.expect("Ctrl-D or /quit leaves")
         terminal.expect("User:")
         terminal.type(f"/quit{ENTER}")
-        assert terminal.end() == 1, "one reply failed"
+        assert terminal.end() == 1, "two replies failed"
     assert contents(fake.requests[-1]) == [
         ("user", "hello there"),
         ("assistant", "You said: hello there"),
