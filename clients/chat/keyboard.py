@@ -104,12 +104,13 @@ def _history(path: str) -> History:
 
 
 def _bindings() -> KeyBindings:
-    """Enter sends, Alt-Enter begins a line. Ctrl-J is Enter too: so comes what was typed during a reply."""
+    """Enter sends, Alt-Enter begins a line. A line feed is Enter too: so comes what was typed during a reply,
+    and prompt-toolkit sees to that.
+    """
     keys = KeyBindings()
     typing = has_focus(DEFAULT_BUFFER)  # and not searching the history
 
     @keys.add("enter", filter=typing)
-    @keys.add("c-j", filter=typing)
     def send(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
         if buffer.document.is_cursor_at_the_end and buffer.text.endswith(GOES_ON):

@@ -93,8 +93,7 @@ def is_dumb() -> bool:
 def _console(file: TextIO) -> Console:
     return Console(
         file=file,
-        force_terminal=file.isatty(),  # else FORCE_COLOR would write codes into a pipe
-        color_system=None if is_plain(file) else "standard",
+        color_system=None if is_plain(file) else "standard",  # "auto" would heed FORCE_COLOR in a pipe
         highlight=False,
         soft_wrap=True,
         emoji=False,

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from clients.chat.__main__ import main
+from clients.chat.screen import Screen
 from tests.clients.fake_server import FakeServer, chunk, frame, reply_frames
 
 
@@ -49,10 +50,18 @@ def test_once(fake: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
 def test_once_reads_all_of_standard_input(
     fake: FakeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pipe(monkeypatch, "Translate:", "", "/quit \\")
+    pipe(monkeypatch, "Translate:", "", "/quit \\ ")
     assert main(["--url", fake.url, "--once", "-"]) == 0
-    assert contents(fake.requests[0]) == [("user", "Translate:\n\n/quit \\")], "which is no command"
-    assert capsys.readouterr().out == "You said: Translate:\n\n/quit \\\n"
+    assert contents(fake.requests[0]) == [("user", "Translate:\n\n/quit \\ ")], "which is no command"
+    assert capsys.readouterr().out == "You said: Translate:\n\n/quit \\ \n"
+
+
+def test_whatever_is_noted_is_harmless_and_without_codes_in_a_pipe(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    Screen(is_terminal=False).complain("[b]a[/b]\x9b2J\u202e")
+    assert capsys.readouterr() == ("", "[b]a[/b]<U+009B>2J<U+202E>\n")
 
 
 def test_thoughts_are_not_for_a_pipe(fake: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:

@@ -122,13 +122,13 @@ def test_a_question_whose_reply_failed_is_asked_again(typed: Typed, fake: FakeSe
     fake.fail(429, {"error": {"message": "the queue is full"}}, headers={"retry-after": "3"})
     fake.send(frame(chunk({"content": "half"})))
     fake.say("two")
-    out, err = typed("a", "b", "/retry", "/retry", "c", status=1)
-    assert out == "one\nhalf\ntwo\nYou said: c\n"
+    out, err = typed("a", "b", "/retry", "/retry", "c", "/retry", status=1)
+    assert out == "one\nhalf\ntwo\n" + 2 * "You said: c\n"
     assert "the queue is full; it asks to wait 3 s\n" in err
     assert "the stream ended without [DONE]: the reply is not complete\n" in err
     assert [contents(request) for request in fake.requests[1:]] == [
         *[["a", "one", "b"]] * 3,
-        ["a", "one", "b", "two", "c"],
+        *[["a", "one", "b", "two", "c"]] * 2,
     ]
 
 

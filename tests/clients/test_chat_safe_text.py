@@ -37,7 +37,7 @@ def is_harmless(character: str) -> bool:
     """The slow, obvious statement of it."""
     if character in "\t\n":
         return True
-    if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp"):
+    if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in "\u061c\u200e\u200f":
         return False
     return unicodedata.bidirectional(character) not in (
         "LRE",
@@ -63,6 +63,12 @@ def test_any_text_comes_out_harmless(text: str) -> None:
 def test_however_it_is_cut_it_comes_out_the_same(pieces: list[str]) -> None:
     cleaner = Cleaner()
     assert "".join(map(cleaner.feed, pieces)) == harmless("".join(pieces))
+
+
+def test_a_piece_of_which_nothing_is_shown_ends_no_flood() -> None:
+    cleaner = Cleaner()
+    flood = "\u200b" * MAX_ZERO_WIDTH
+    assert [cleaner.feed(piece) for piece in (flood, "\r", "", flood)] == [flood, "", "", "<…>"]
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,7 @@ def test_a_conversation(fake: FakeServer) -> None:
         terminal.expect("User:")
         terminal.type(f"/quit{ENTER}")
         assert terminal.end() == 1, "two replies failed"
+    assert "\x1b[6n" not in terminal.seen, "the terminal is asked nothing: its answer would be typed"
     assert contents(fake.requests[-1]) == [
         ("user", "hello there"),
         ("assistant", "You said: hello there"),
