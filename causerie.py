@@ -22,7 +22,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "serve": Command("server.__main__", "answer OpenAI's API with a checkpoint"),
-    "chat": Command("clients.chat", "talk to a server, or to a checkpoint, in the terminal"),
+    "chat": Command("clients.chat.__main__", "talk to a server, or to a checkpoint, in the terminal"),
     "pull": Command("llm.pull.__main__", "fetch a checkpoint: a known name, or the hub's org/repo"),
     "inspect": Command("llm.checkpoint.inspect", "say what a checkpoint is, without serving it"),
     "train pretrain": Command("llm.train.pretrain", "train a model on text"),

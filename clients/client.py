@@ -30,6 +30,7 @@ from clients.wire import (
     read_models,
     reporting,
     root_url,
+    tokenize_request,
 )
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -47,7 +48,7 @@ class Reply(Generic[Chunks]):
 
 
 class Client:
-    """The API as five calls. Every keyword of a call is a field of the request; None is not sent.
+    """The API as six calls. Every keyword of a call is a field of the request; None is not sent.
 
     Args:
         base_url: the server's address, with or without /v1.
@@ -87,6 +88,10 @@ class Client:
     def health(self) -> JSON:
         """The server's state and totals."""
         return self._call(get_request("/health"))
+
+    def tokenize(self, messages: Messages, **params: Any) -> JSON:
+        """The tokens of a conversation, their count and the model's limit: vLLM's shape, and ours."""
+        return self._call(tokenize_request(messages, params))
 
     def close(self) -> None:
         """Close the connections."""
@@ -146,6 +151,9 @@ class AsyncClient:
 
     async def health(self) -> JSON:
         return await self._call(get_request("/health"))
+
+    async def tokenize(self, messages: Messages, **params: Any) -> JSON:
+        return await self._call(tokenize_request(messages, params))
 
     async def close(self) -> None:
         await self._http.aclose()

@@ -45,7 +45,12 @@ class BadAnswer(ClientError):
 
 
 class ApiError(ClientError):
-    """The server refused or failed. `status` is 200 when the error came as a frame of a begun stream."""
+    """The server refused or failed. `status` is 200 when the error came as a frame of a begun stream.
+
+    `retry_after` is the header of that name as it came: seconds, or a date.
+    """
+
+    retry_after: str | None = None
 
     def __init__(self, status: int, code: str | None, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -192,11 +197,15 @@ def get_request(path: str) -> Request:
 
 def chat_request(messages: Messages, params: Mapping[str, Any], stream: bool = False) -> Request:
     """Ask for a reply to `messages`; a parameter that is None is not sent, so the server's default holds."""
-    body = {name: value for name, value in params.items() if value is not None}
-    body["messages"] = list(messages)
+    body = _body(messages, params)
     if stream:
         body["stream"] = True
     return Request(method="POST", url="/v1/chat/completions", json=body)
+
+
+def tokenize_request(messages: Messages, params: Mapping[str, Any]) -> Request:
+    """Ask what tokens a model would read for `messages`."""
+    return Request(method="POST", url="/tokenize", json=_body(messages, params))
 
 
 @contextmanager
@@ -227,7 +236,9 @@ def read_models(answer: JSON) -> list[JSON]:
 def check(response: httpx.Response) -> None:
     """Raise the error of a response that is one. Its body has been read."""
     if response.is_error:
-        raise read_error(response.status_code, response.text)
+        error = read_error(response.status_code, response.text)
+        error.retry_after = response.headers.get("retry-after")
+        raise error
 
 
 def read_error(status: int, body: str) -> ApiError:
@@ -237,6 +248,13 @@ def read_error(status: int, body: str) -> ApiError:
     except ValueError:
         answer = None
     return _api_error(status, answer if isinstance(answer, dict) else {"error": body[:200]})
+
+
+def _body(messages: Messages, params: Mapping[str, Any]) -> JSON:
+    return {
+        **{name: value for name, value in params.items() if value is not None},
+        "messages": list(messages),
+    }
 
 
 def _parse(text: str, what: str) -> JSON:
@@ -254,9 +272,10 @@ def _api_error(status: int, answer: JSON) -> ApiError:
     if not isinstance(error, dict):
         return ApiError(status, None, str(error) or f"HTTP {status} without a message")
     code, param = error.get("code"), error.get("param")
+    said = error.get("message") or error.get("detail")  # FastAPI's own shape, where a server left it
     return ApiError(
         status,
         str(code) if code is not None else None,
-        str(error.get("message") or f"HTTP {status} without a message"),
+        str(said or f"HTTP {status} without a message"),
         str(param) if param is not None else None,
     )

@@ -34,6 +34,7 @@ UNUSED = {
         *("matplotlib*", "mpl_toolkits", "fontTools", "fonttools*", "PIL", "pillow*"),
         *("contourpy*", "kiwisolver*", "cycler*", "pyparsing*", "pylab.py", "dateutil", "python_dateutil*"),
     ),
+    "the editor of the chat in the terminal, which does with plain lines": ("prompt_toolkit*", "wcwidth*"),
     "a second way to download from the hub": ("hf_xet*",),
     "installers": ("pip", "pip-*", "setuptools", "setuptools-*", "pkg_resources", "_distutils_hack"),
     "their hook": ("distutils-precedence.pth",),

@@ -58,6 +58,8 @@ class FakeServer(ThreadingHTTPServer):
         self.health: dict[str, Any] = {"status": "ok"}
         self.unknown: set[str] = set()  # fields that are refused, as OpenAI's own API refuses ignore_eos
         self.has_usage = True
+        self.models: object = {"object": "list", "data": [{"id": "fake", "object": "model"}]}
+        self.tokens: object = None  # what /tokenize answers; None: there is none, as with OpenAI's own API
         self.num_open = self.most_open = 0  # chat requests at a time
         self._scripts: queue.SimpleQueue[Script] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -83,8 +85,8 @@ class FakeServer(ThreadingHTTPServer):
         """Write these bytes, status line and all, and close."""
         self._scripts.put(lambda handler, _: handler.write(list(parts)))
 
-    def fail(self, status: int, body: object) -> None:
-        self._scripts.put(lambda handler, _: handler.answer(status, body))
+    def fail(self, status: int, body: object, headers: dict[str, str] | None = None) -> None:
+        self._scripts.put(lambda handler, _: handler.answer(status, body, headers))
 
     def hold(self, *texts: str) -> None:
         """Stream these texts and then nothing, until the client hangs up."""
@@ -96,6 +98,18 @@ class FakeServer(ThreadingHTTPServer):
             self.hung_up.set()
 
         self._scripts.put(script)
+
+    def say_in_two(self, first: str, second: str) -> threading.Event:
+        """Stream the first text, and the rest once the event is set."""
+        go_on = threading.Event()
+
+        def script(handler: Handler, _: dict[str, Any]) -> None:
+            handler.stream([frame(chunk({"content": first}))], {})
+            go_on.wait(30)
+            handler.write(reply_frames((second,))[1:])
+
+        self._scripts.put(script)
+        return go_on
 
     @contextmanager
     def counting(self) -> Iterator[None]:
@@ -124,15 +138,16 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/health":
             self.answer(200, self.server.health)
-        elif self.path == "/v1/models":
-            self.answer(200, {"object": "list", "data": [{"id": "fake", "object": "model"}]})
+        elif self.path == "/v1/models" and self.server.models is not None:
+            self.answer(200, self.server.models)
         else:
-            self.answer(
-                404, {"error": {"message": "no such path", "type": "x", "param": None, "code": "nope"}}
-            )
+            self.answer_absent()
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if self.path == "/tokenize":
+            tokens = self.server.tokens
+            return self.answer_absent() if tokens is None else self.answer(200, tokens)
         self.server.requests.append(body)
         self.server.headers.append({name.lower(): value for name, value in self.headers.items()})
         if unknown := sorted(self.server.unknown & body.keys()):
@@ -161,9 +176,14 @@ class Handler(BaseHTTPRequestHandler):
         for part in parts:
             self.wfile.write(part)
 
-    def answer(self, status: int, body: object) -> None:
+    def answer_absent(self) -> None:
+        self.answer(404, {"error": {"message": "no such path", "type": "x", "param": None, "code": "nope"}})
+
+    def answer(self, status: int, body: object, headers: dict[str, str] | None = None) -> None:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         self.send_header("content-length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)

@@ -1,22 +1,21 @@
-"""The terminal chat: at a terminal, in a pipe, and when things go wrong."""
+"""The chat in a pipe: replies on stdout, the rest on stderr, and what its exit status says."""
 
 from __future__ import annotations
 
 import io
-import json
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
-from clients.chat import main
-from tests.clients.fake_server import FakeServer, chunk, frame
-from tests.clients.terminal import Terminal
+from clients.chat.__main__ import main
+from clients.chat.screen import Screen
+from tests.clients.fake_server import FakeServer, chunk, frame, reply_frames
 
 
 def pipe(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
@@ -25,78 +24,6 @@ def pipe(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
 
 def contents(request: dict[str, Any]) -> list[tuple[str, str]]:
     return [(message["role"], message["content"]) for message in request["messages"]]
-
-
-def test_a_conversation_at_a_terminal(fake: FakeServer, tmp_path: Path) -> None:
-    """Type, see the reply stream, stop one, use every command, leave."""
-    saved = tmp_path / "chat.jsonl"
-    with Terminal("clients.chat", "--url", fake.url, "--temperature", "0") as terminal:
-        terminal.expect("fake at")
-        terminal.expect("User:")
-        terminal.type("hello there\n")
-        terminal.expect("Assistant: You said: hello there")
-        terminal.expect("User:")
-
-        fake.hold("never ", "ending")
-        terminal.type("go on\n")
-        terminal.expect("never ending")
-        terminal.type("\x03")
-        terminal.expect("(stopped)")
-        assert fake.hung_up.wait(10), "the reply was not aborted"
-        terminal.expect("User:")
-
-        terminal.type("and now?\n")
-        terminal.expect("Assistant: You said: and now?")
-        terminal.type(f"/save {saved}\n")
-        terminal.expect("6 messages written")
-        terminal.type("/reset\n")
-        terminal.expect("forgotten")
-        terminal.type("/system Be brief.\n")
-        terminal.expect("new system message")
-        terminal.type("again\n")
-        terminal.expect("You said: again")
-        terminal.type("/help\n")
-        terminal.expect("/system TEXT")
-        terminal.type("/nonsense\n")
-        terminal.expect("no command /nonsense")
-        terminal.type("\x03\n")  # Enter too: a SIGINT just before readline waits is seen at the next key
-        terminal.expect("Ctrl-D or /quit leaves")
-        terminal.type("/quit\n")
-        assert terminal.end() == 0
-    history = [
-        ("user", "hello there"),
-        ("assistant", "You said: hello there"),
-        ("user", "go on"),
-        ("assistant", "never ending"),
-        ("user", "and now?"),
-    ]
-    assert contents(fake.requests[2]) == history
-    assert contents(fake.requests[3]) == [("system", "Be brief."), ("user", "again")]
-    assert contents(json.loads(saved.read_text())) == [*history, ("assistant", "You said: and now?")]
-    assert fake.requests[0]["truncation"] == "drop_oldest" and fake.requests[0]["temperature"] == 0
-    assert "seed" not in fake.requests[0], "what is not asked for is not sent"
-
-
-def test_ctrl_d_leaves_and_arrow_up_brings_a_line_back(fake: FakeServer) -> None:
-    pytest.importorskip("readline")
-    with Terminal("clients.chat", "--url", fake.url) as terminal:
-        terminal.expect("User:")
-        terminal.type("once\n")
-        terminal.expect("said: once")
-        terminal.expect("User:")
-        terminal.type("\x1b[A\n")
-        terminal.expect("said: once")
-        terminal.expect("User:")
-        terminal.type("\x04")
-        assert terminal.end() == 0
-    assert contents(fake.requests[1])[-1] == ("user", "once")
-
-
-def test_no_colours_where_none_are_wanted(fake: FakeServer) -> None:
-    with Terminal("clients.chat", "--url", fake.url, env={"NO_COLOR": "1"}) as terminal:
-        assert "\x1b[1" not in terminal.expect("User: ")
-        terminal.type("/exit\n")
-        assert terminal.end() == 0
 
 
 def test_a_pipe_gets_replies_and_nothing_else(
@@ -114,10 +41,41 @@ def test_once(fake: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
         main(["--url", fake.url, "--once", "hi", "--system", "Be brief.", "--seed", "7", "--top-k", "0"]) == 0
     )
     out, err = capsys.readouterr()
-    assert out == "a\tb [31m:smile: [bold]x[/]\nend\n", "text as it is, without what would steer the terminal"
+    assert out == "a\tb ␛[31m:smile: [bold]x[/]\nend\n", "as it is, but for what would steer the terminal"
     assert "token limit" in err
     assert (fake.requests[0]["seed"], fake.requests[0]["top_k"]) == (7, 0)
     assert contents(fake.requests[0]) == [("system", "Be brief."), ("user", "hi")]
+
+
+def test_once_reads_all_of_standard_input(
+    fake: FakeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe(monkeypatch, "Translate:", "", "/quit \\ ")
+    assert main(["--url", fake.url, "--once", "-"]) == 0
+    assert contents(fake.requests[0]) == [("user", "Translate:\n\n/quit \\ ")], "which is no command"
+    assert capsys.readouterr().out == "You said: Translate:\n\n/quit \\ \n"
+
+
+def test_whatever_is_noted_is_harmless_and_without_codes_in_a_pipe(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    Screen(is_terminal=False).complain("[b]a[/b]\x9b2J\u202e")
+    assert capsys.readouterr() == ("", "[b]a[/b]<U+009B>2J<U+202E>\n")
+
+
+def test_thoughts_are_not_for_a_pipe(fake: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.send(frame(chunk({"reasoning": "hm"})), *reply_frames(("yes",)))
+    assert main(["--url", fake.url, "--once", "hi"]) == 0
+    assert capsys.readouterr() == ("yes\n", "")
+
+
+def test_a_wrong_key_is_said_with_the_way_to_give_one(
+    fake: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.fail(401, {"error": {"message": "no key", "code": "invalid_api_key"}})
+    assert main(["--url", fake.url, "--once", "hi"]) == 1
+    assert capsys.readouterr() == ("", "no key; a key is given with --api-key or $CAUSERIE_API_KEY\n")
 
 
 def test_dropped_turns_and_ignored_fields_are_said(
@@ -143,7 +101,7 @@ def test_the_conversation_goes_on_after_an_error(
     pipe(monkeypatch, "a", "b", "c", "d", "/save /nowhere/at/all", "/save", "/system")
     assert main(["--url", fake.url]) == 1
     out, err = capsys.readouterr()
-    assert out == "halfcutYou said: d\n"
+    assert out == "half\ncut\nYou said: d\n"
     for said in ("prompt is too long", "the step failed", "[DONE]", "/nowhere/at/all", "needs a file name"):
         assert said in err
     assert contents(fake.requests[3]) == [("user", "d")]
@@ -174,17 +132,6 @@ def test_without_a_terminal_ctrl_c_ends_the_program(
     assert "Ctrl-D" not in capsys.readouterr().err
 
 
-def test_save_never_overwrites(
-    fake: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "precious"
-    file.write_text("x")
-    pipe(monkeypatch, "a", f"/save {file}")
-    assert main(["--url", fake.url]) == 0
-    assert "File exists" in capsys.readouterr().err
-    assert file.read_text() == "x"
-
-
 def test_no_server_is_one_line_that_says_how_to_start_one(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -202,21 +149,6 @@ def test_a_checkpoint_that_cannot_be_served(tmp_path: Path, capsys: pytest.Captu
     assert "before it was ready" in err and f"causerie serve: error: {missing}" in err
 
 
-def test_a_checkpoint_is_served_for_as_long_as_the_chat(tiny_folder: Path) -> None:
-    """One command is a chat: the server is there for it, and gone after it, killed terminal or not."""
-    with Terminal("clients.chat", "--checkpoint", str(tiny_folder), "--max-tokens", "4") as terminal:
-        terminal.expect("starting a server")
-        terminal.expect("tiny at http://127.0.0.1:")
-        (server,) = psutil.Process(terminal.process.pid).children()
-        terminal.type("hi\n")
-        terminal.expect("Assistant: ")
-        terminal.expect("User:")
-        terminal.process.terminate()
-        terminal.type("\n")  # a signal just before readline waits is seen at the next key
-        assert terminal.end() == 143
-    assert psutil.wait_procs([server], timeout=30)[1] == []
-
-
 def test_url_and_checkpoint_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--url", "http://h", "--checkpoint", "x"])
@@ -224,16 +156,66 @@ def test_url_and_checkpoint_exclude_each_other(capsys: pytest.CaptureFixture[str
     assert "not allowed with" in capsys.readouterr().err
 
 
-def test_a_reader_that_has_seen_enough_ends_it_quietly(fake: FakeServer) -> None:
-    """As in `causerie chat --once … | head -c 1`: no traceback."""
+@pytest.mark.parametrize("value", ["nan", "inf", "hot"])
+def test_a_number_that_json_lacks_is_refused(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--temperature", value])
+    assert caught.value.code == 2
+    assert "--temperature" in capsys.readouterr().err
+
+
+@pytest.fixture
+def pipes() -> Iterator[tuple[int, int]]:
+    """An end nobody reads, and a device that takes nothing."""
     read, write = os.pipe()
     os.close(read)
+    full = os.open("/dev/full", os.O_WRONLY)
+    yield write, full
+    os.close(write)
+    os.close(full)
+
+
+def test_an_output_that_takes_nothing_ends_it_in_a_line_at_most(
+    fake: FakeServer, pipes: tuple[int, int]
+) -> None:
+    """As in `causerie chat --once … | head -c 1`, and on a full disk: no traceback."""
+    command = [sys.executable, "-m", "clients.chat", "--url", fake.url, "--once", "hi"]
+    ended = [
+        subprocess.run(command, stdout=end, stderr=subprocess.PIPE, encoding="utf-8", timeout=60)
+        for end in pipes
+    ]
+    assert [(done.returncode, done.stderr) for done in ended] == [
+        (141, ""),
+        (1, "cannot go on: No space left on device\n"),
+    ]
+
+
+def test_ends_that_are_closed_end_nothing(fake: FakeServer) -> None:
+    command = 'exec "$@" 2>&- <&-'
     done = subprocess.run(
-        [sys.executable, "-m", "clients.chat", "--url", fake.url, "--once", "hi"],
-        stdout=write,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
+        ["sh", "-c", command, "sh", sys.executable, "-m", "clients.chat", "--url", fake.url, "--once", "hi"],
+        stdout=subprocess.PIPE,
         timeout=60,
     )
-    os.close(write)
-    assert (done.returncode, done.stderr) == (141, "")
+    assert (done.returncode, done.stdout) == (0, b"You said: hi\n")
+
+
+def test_bytes_that_are_no_text_and_an_encoding_that_lacks_some_end_nothing(fake: FakeServer) -> None:
+    fake.send(b'data: {"choices": [{"delta": {"content": "\\u20ac \\ud800"}}]}\n\ndata: [DONE]\n\n')
+    done = subprocess.run(
+        [sys.executable, "-m", "clients.chat", "--url", fake.url],
+        input=b"a\xffb\nc\n",
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "latin-1:strict", "PYTHONUTF8": "0"},
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (0, b"? ?\nYou said: c\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "clients.chat", "--url", fake.url],
+        input=b"a\xffb\n",
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout.decode()) == (0, "You said: a\ufffdb\n")
+    assert contents(fake.requests[1])[1] == ("assistant", "€ \ufffd"), "kept as it came, if it can be sent"

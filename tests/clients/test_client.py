@@ -62,6 +62,28 @@ def test_models_and_health(call: Call, fake: FakeServer) -> None:
     assert call(fake.url, "health") == {"status": "ok"}
 
 
+def test_tokenize_counts_a_conversation(call: Call, fake: FakeServer) -> None:
+    with pytest.raises(ApiError) as caught:
+        call(fake.url, "tokenize", HELLO)
+    assert caught.value.status == 404
+    fake.tokens = {"count": 5, "max_model_len": 64}
+    assert call(fake.url, "tokenize", HELLO, model=None) == fake.tokens
+
+
+@pytest.mark.parametrize("name", ["chat", "stream"])
+def test_a_full_server_says_when_to_come_back(call: Call, fake: FakeServer, name: str) -> None:
+    fake.fail(429, {"error": {"message": "full"}}, headers={"retry-after": "3"})
+    with pytest.raises(ApiError) as caught:
+        call(fake.url, name, HELLO)
+    assert (caught.value.status, caught.value.retry_after) == (429, "3")
+
+
+def test_a_refusal_in_another_servers_words_is_not_lost(call: Call, fake: FakeServer) -> None:
+    fake.fail(422, {"detail": "x is not permitted"})
+    with pytest.raises(ApiError, match="^x is not permitted$"):
+        call(fake.url, "chat", HELLO)
+
+
 @pytest.mark.parametrize("name", ["chat", "stream"])
 def test_a_refusal_is_an_api_error(call: Call, fake: FakeServer, name: str) -> None:
     fake.fail(400, {"error": {"message": "n is 9, the limit is 8", "param": "n", "code": "invalid_value"}})

@@ -18,6 +18,7 @@ GONE += (
     "pip/__init__.py",
     "llm/__pycache__/x.pyc",
     "torch/lib/libtorchbind_test.so",
+    "prompt_toolkit/shortcuts/prompt.py",
     "networkx/a.py",
 )
 KEPT = (
