@@ -9,7 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llm.adapt.lora import Adapter, merge
+from llm.adapt.adapter import Adapter
+from llm.adapt.lora import merge
+from llm.adapt.targets import is_gpt2
 from llm.batch import Batch, Chunk
 from llm.runner.eager import EagerRunner
 from llm.runner.native.build import built_library
@@ -35,13 +37,15 @@ pytestmark = pytest.mark.skipif(not isas(), reason="no compiler")
 
 
 def adapters_of(which: str) -> dict[str, Adapter]:
-    """Ranks within a panel and beyond, on every matrix, on q, k and v, on one layer."""
+    """Ranks within a panel and beyond, on every matrix, on q, k and v, on one of them, on one layer."""
     config = CONFIGS[which]
     some = {
         "a": random_adapter(config, 1, rank=3, alpha=1.0),
         "b": random_adapter(config, 2, targets="qkv,up", rank=17, alpha=8.0),
         "c": random_adapter(config, 3, targets="*.0.*.out", rank=1, alpha=1.0),
     }
+    if not is_gpt2(config):
+        some["d"] = random_adapter(config, 4, targets="q_proj", rank=2, alpha=1.0)
     return some
 
 
