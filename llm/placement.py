@@ -240,6 +240,8 @@ def kv_room(
         free = share * free_memory(place.device) / (1 if place.device.type == "cuda" else on_cpu)
         each = _NATIVE_BYTES[place.quantization] if place.native else place.dtype.itemsize
         beside = sum(adapter_bytes(checkpoint.config, place, parts) for parts in adapters)
+        if beside:
+            log.info("%s: %.0f MB are kept for %d adapters", place.device, beside / 1e6, len(adapters))
         left = free - num_parameters * each - beside
         rooms.append(left / kv_bytes_per_token(checkpoint.config, place))
     return int(max(min(rooms), 0)) // BLOCK_SIZE * BLOCK_SIZE

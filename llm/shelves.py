@@ -17,6 +17,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from llm.adapt.adapter import Adapter
 from llm.config import AdapterRoom
@@ -166,4 +167,4 @@ class Shelves:
         """From every shelf, after all that was submitted before."""
         for engine in self._engines:
             with suppress(EngineStopped):  # then it goes with the engine
-                engine.call(lambda shelf=engine.runner.shelf: shelf.remove(key))  # type: ignore[misc]
+                engine.call(partial(engine.runner.shelf.remove, key))

@@ -16,6 +16,8 @@ from llm.checkpoint.samples import read_samples
 
 log = logging.getLogger(__name__)
 
+SAMPLES = "samples.jsonl"
+
 
 def open_for(checkpoint: Checkpoint, path: Path, max_rank: int = MAX_RANK) -> tuple[Adapter, list[Sample]]:
     """Read an adapter for this base, and the conversations it was trained on, when it carries some. That it
@@ -35,7 +37,7 @@ def open_for(checkpoint: Checkpoint, path: Path, max_rank: int = MAX_RANK) -> tu
             checkpoint.name,
             checkpoint.digest,
         )
-    file = path / "samples.jsonl"
+    file = path / SAMPLES
     samples = read_samples(file, checkpoint.tokenizer.vocab_size) if file.exists() else []
     prove_prompts(replace(checkpoint, path=path, samples=samples))
     return adapter, samples
