@@ -39,6 +39,9 @@ COMMANDS = {
     "bench --speculation": Command(
         "llm.bench.speculation", "measure what drafts bring, and that they change nothing"
     ),
+    "bench --adapters": Command(
+        "llm.bench.adapters", "measure what adapters cost in a batch, one and several"
+    ),
     "bench --gaps": Command("llm.bench.gaps", "measure what a long prompt does to those being answered"),
     "bench --sampling": Command("llm.bench.sampling", "measure what drawing costs beside computing"),
     "bench --host": Command("llm.bench.host", "measure what a step costs beside model and sampler"),

@@ -194,6 +194,22 @@ class EngineConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterRoom:
+    """What a model keeps room for, of LoRA adapters.
+
+    Attributes:
+        num_adapters: at a time, those included that are on their way out.
+        max_rank: r of any of their matrices.
+    """
+
+    num_adapters: int
+    max_rank: int
+
+
+NO_ADAPTERS = AdapterRoom(0, 0)
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How one sequence is drawn. Every value is explicit: defaults are merged by whoever builds this.
 

@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from llm.batch import Batch
@@ -134,6 +135,28 @@ class Engine:
             self._post(lambda: self.emit(self.scheduler.abort(sequence)))
         except EngineStopped:
             return  # stopping has ended it
+
+    def call(self, work: Callable[[], None]) -> Future[None]:
+        """Do this on the engine's thread, between two steps and after what was posted before. What it raises
+        is for the caller to know, and no matter to the engine.
+
+        Raises:
+            EngineStopped: the engine takes no more work.
+        """
+        done: Future[None] = Future()
+
+        def run() -> None:
+            if not done.set_running_or_notify_cancel():
+                return
+            try:
+                work()
+            except Exception as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+        self._post(run)
+        return done
 
     def start(self) -> None:
         """Start the thread."""

@@ -13,9 +13,11 @@ from typing import TypedDict, Unpack
 
 import torch
 
-from llm.adapt.lora import Adapter
+from llm.adapt.adapter import Adapter, Target
+from llm.adapt.base import open_for
+from llm.adapt.targets import find_targets
 from llm.checkpoint import Checkpoint, load_model
-from llm.config import BLOCK_SIZE, EngineConfig
+from llm.config import BLOCK_SIZE, NO_ADAPTERS, AdapterRoom, EngineConfig
 from llm.engine import Emit, Engine
 from llm.errors import CheckpointError, OptionError
 from llm.hardware import usable_cores
@@ -31,7 +33,7 @@ log = logging.getLogger("llm.load")
 NUM_GUESSES = 8
 """Of a draft. Text given back came 3.7 times as fast with 8 (`bench --speculation`); no other was tried."""
 
-NO_ADAPTERS: Mapping[str, Adapter] = MappingProxyType({})
+NONE: Mapping[str, Adapter] = MappingProxyType({})
 
 
 class Options(TypedDict, total=False):
@@ -107,7 +109,8 @@ def load_text_model(
     num_speculative_tokens: int | None = None,
     name: str | None = None,
     memory_share: float = 1.0,
-    adapters: Mapping[str, Adapter] = NO_ADAPTERS,
+    adapters: Mapping[str, Adapter] = NONE,
+    adapter_room: AdapterRoom | None = None,
     **bounds: Unpack[Bounds],
 ) -> TextModel:
     """Load one copy of the weights per device and put an engine around each.
@@ -124,6 +127,7 @@ def load_text_model(
         name: model id; the checkpoint's own when None.
         memory_share: of the memory for all models, what this one may plan with.
         adapters: for this base, by the name that follows the model's.
+        adapter_room: for these and others that may come; None for these alone.
         bounds: of the engine.
 
     Raises:
@@ -138,21 +142,59 @@ def load_text_model(
         kv_cache_dtype=kv_cache_dtype,
         isa=isa,
     )
-    room = kv_room(checkpoint, places, KV_SHARE * memory_share)
+    adapter_room = _adapter_room(adapters, adapter_room)
+    parts = _parts(checkpoint, adapters, adapter_room)
+    room = kv_room(checkpoint, places, KV_SHARE * memory_share, parts)
     guesses = _num_guesses(places, num_speculative_tokens)
     config = replace(engine_config(checkpoint, kv_room=room, **bounds), num_speculative_tokens=guesses)
     threads = _threads(spare_core and not places[0].native) if threads is None else threads
+    return _text_model(name or checkpoint.name, checkpoint, config, places, threads, adapters, adapter_room)
+
+
+def _text_model(
+    name: str,
+    checkpoint: Checkpoint,
+    config: EngineConfig,
+    places: list[Place],
+    threads: int,
+    adapters: Mapping[str, Adapter],
+    room: AdapterRoom,
+) -> TextModel:
+    """The model around an engine at each place."""
     return TextModel(
-        name=name or checkpoint.name,
+        name=name,
         source=checkpoint.path.name,
         fingerprint=f"fp_{checkpoint.digest[:10]}_{places[0].label}",
         tokenizer=checkpoint.tokenizer,
         template=checkpoint.template,
         defaults=checkpoint.defaults,
         max_model_len=config.max_model_len,
-        adapters={name: adapter.digest for name, adapter in adapters.items()},
-        make_engines=lambda emit: [_engine(checkpoint, config, p, threads, adapters, emit) for p in places],
+        adapters=adapters,
+        adapter_room=room,
+        read_adapter=lambda path: open_for(checkpoint, path, room.max_rank)[0],
+        make_engines=lambda emit: [_engine(checkpoint, config, p, threads, room, emit) for p in places],
     )
+
+
+def _adapter_room(adapters: Mapping[str, Adapter], asked: AdapterRoom | None) -> AdapterRoom:
+    """What was asked for, if these have room in it."""
+    rank = max((part.rank for adapter in adapters.values() for part in adapter.parts), default=0)
+    if asked is None:
+        return AdapterRoom(len(adapters), rank)
+    if len(adapters) > asked.num_adapters:
+        raise OptionError(f"--max-loras {asked.num_adapters}: fewer than the {len(adapters)} of --adapter")
+    if rank > asked.max_rank:
+        raise OptionError(f"--max-lora-rank {asked.max_rank}: one of --adapter has rank {rank}")
+    return asked
+
+
+def _parts(
+    checkpoint: Checkpoint, adapters: Mapping[str, Adapter], room: AdapterRoom
+) -> list[list[tuple[Target, int]]]:
+    """Targets and ranks of these adapters, and of as many of the largest as may come."""
+    given = [[(part.target, part.rank) for part in adapter.parts] for adapter in adapters.values()]
+    largest = [(target, room.max_rank) for target in find_targets(checkpoint.config)]
+    return given + [largest] * (room.num_adapters - len(given))
 
 
 def _engine(
@@ -160,12 +202,12 @@ def _engine(
     config: EngineConfig,
     place: Place,
     threads: int,
-    adapters: Mapping[str, Adapter],
+    adapter_room: AdapterRoom,
     emit: Emit,
 ) -> Engine:
     """The model on one device, and what drives it."""
     vocab_size = min(checkpoint.config.vocab_size, checkpoint.tokenizer.vocab_size)
-    runner = make_runner(checkpoint, config, place, threads=threads, adapters=adapters)
+    runner = make_runner(checkpoint, config, place, threads=threads, adapter_room=adapter_room)
     return Engine(runner, config, vocab_size, emit, str(place.device))
 
 
@@ -184,7 +226,7 @@ def make_runner(
     place: Place,
     *,
     threads: int,
-    adapters: Mapping[str, Adapter] = NO_ADAPTERS,
+    adapter_room: AdapterRoom = NO_ADAPTERS,
 ) -> Runner:
     """What computes this checkpoint there. Sets torch's threads for the whole process: the native runner has
     its own, and torch's would only be in their way.
@@ -195,7 +237,7 @@ def make_runner(
     bounded = _bounded(checkpoint, config.max_model_len)
     if place.library is None:
         torch.set_num_threads(threads)
-        return EagerRunner(load_model(bounded, place.device, place.dtype), config, adapters)
+        return EagerRunner(load_model(bounded, place.device, place.dtype), config)
     torch.set_num_threads(1)
     try:
         return NativeRunner(
@@ -206,7 +248,7 @@ def make_runner(
             half_kv=place.half_kv,
             num_threads=threads,
             library=place.library,
-            adapters=adapters,
+            adapter_room=adapter_room,
         )
     except MemoryError as error:
         raise CheckpointError(f"{checkpoint.path}: does not fit in memory: {error}") from None

@@ -11,19 +11,21 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from llm.adapt.adapter import Target
 from llm.checkpoint import Checkpoint
 from llm.checkpoint.record import expected_shapes
 from llm.config import BLOCK_SIZE, ModelConfig
 from llm.errors import DeviceError, OptionError
 from llm.hardware import free_memory
 from llm.runner.native.build import NativeUnavailable, built_library
+from llm.runner.native.lowrank import table_bytes
 from llm.runner.native.runner import kv_block_bytes
 from llm.runner.native.weights import Quantization
 
@@ -212,11 +214,24 @@ def kv_bytes_per_token(config: ModelConfig, place: Place) -> float:
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * place.dtype.itemsize
 
 
-def kv_room(checkpoint: Checkpoint, places: Sequence[Place], share: float) -> int:
+def adapter_bytes(config: ModelConfig, place: Place, parts: Iterable[tuple[Target, int]]) -> int:
+    """Bytes of an adapter's matrices: its targets, each with its rank."""
+    if place.native:
+        return table_bytes(config, parts)
+    return place.dtype.itemsize * sum(rank * (target.width + target.num_rows) for target, rank in parts)
+
+
+def kv_room(
+    checkpoint: Checkpoint,
+    places: Sequence[Place],
+    share: float,
+    adapters: Sequence[Sequence[tuple[Target, int]]] = (),
+) -> int:
     """Tokens whose keys and values fit beside the weights: the least over the devices.
 
     Args:
         share: of the memory that is free there now, for weights and cache together.
+        adapters: there are, or may be: the targets of each, with their ranks.
     """
     num_parameters = sum(math.prod(shape) for shape in expected_shapes(checkpoint.config).values())
     on_cpu = sum(place.device.type != "cuda" for place in places)  # these share one memory
@@ -224,5 +239,9 @@ def kv_room(checkpoint: Checkpoint, places: Sequence[Place], share: float) -> in
     for place in places:
         free = share * free_memory(place.device) / (1 if place.device.type == "cuda" else on_cpu)
         each = _NATIVE_BYTES[place.quantization] if place.native else place.dtype.itemsize
-        rooms.append((free - num_parameters * each) / kv_bytes_per_token(checkpoint.config, place))
+        beside = sum(adapter_bytes(checkpoint.config, place, parts) for parts in adapters)
+        if beside:
+            log.info("%s: %.0f MB are kept for %d adapters", place.device, beside / 1e6, len(adapters))
+        left = free - num_parameters * each - beside
+        rooms.append(left / kv_bytes_per_token(checkpoint.config, place))
     return int(max(min(rooms), 0)) // BLOCK_SIZE * BLOCK_SIZE

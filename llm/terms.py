@@ -5,11 +5,16 @@ Refuses to know HTTP; `None` is no limit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 from llm.choice import TextDelta
+from llm.errors import DeadlinePassed, EngineError, QueueTimeout
+from llm.mailbox import Mailbox
 from llm.sequence import Sequence as TokenSequence
 
 
@@ -50,3 +55,25 @@ class Terms:
 
 
 DEFAULT_TERMS = Terms()
+
+
+@contextmanager
+def alarms(leader: TokenSequence, terms: Terms, mailbox: Mailbox) -> Generator[None, None, None]:
+    """Interrupt a request that waits too long for its turn, or is not complete in time."""
+
+    def check_queue(seconds: float) -> None:
+        if leader.started_at is None:
+            mailbox.interrupt(QueueTimeout(f"no turn came within {seconds:g} s; the server is busy"))
+
+    loop = asyncio.get_running_loop()
+    alarms: list[asyncio.TimerHandle] = []
+    if terms.queue_timeout is not None:
+        alarms.append(loop.call_later(terms.queue_timeout, check_queue, terms.queue_timeout))
+    if terms.deadline is not None:
+        error: EngineError = DeadlinePassed("the request took longer than this server allows")
+        alarms.append(loop.call_later(terms.deadline - time.monotonic(), mailbox.interrupt, error))
+    try:
+        yield
+    finally:
+        for alarm in alarms:
+            alarm.cancel()

@@ -18,24 +18,24 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
+from llm.adapt.adapter import Adapter
 from llm.chat.template import ChatTemplate
 from llm.choice import Choice, TextDelta
-from llm.config import GenerationDefaults, SamplingParams
+from llm.config import NO_ADAPTERS, AdapterRoom, GenerationDefaults, SamplingParams
 from llm.engine import Emit, Engine, EngineStats
 from llm.errors import (
     ContextLengthExceeded,
-    DeadlinePassed,
-    EngineError,
     EngineStopped,
-    QueueTimeout,
     StepFailed,
 )
 from llm.grammar import Grammar, Grammars
 from llm.mailbox import Mailbox
 from llm.sequence import FinishReason, Status, TokenEvent
 from llm.sequence import Sequence as TokenSequence
-from llm.terms import DEFAULT_TERMS, Observer, Terms
+from llm.shelves import PlacedAdapter, Shelves
+from llm.terms import DEFAULT_TERMS, Observer, Terms, alarms
 from llm.tokenizer import Tokenizer
 from llm.tokenizer.spelled import SpelledTokenizer
 
@@ -45,6 +45,9 @@ class TextModel:
 
     Attributes:
         served: this one, and each adapter on it as a model of its own.
+        base: the name of the model that starts, stops and makes room for both.
+        adapter: what its sequences are computed with.
+        shelves: where the adapters are.
 
     Args:
         name: the model id it answers to.
@@ -52,7 +55,9 @@ class TextModel:
         fingerprint: same fingerprint and seed, same draws.
         tokenizer, template, defaults: the checkpoint's.
         max_model_len: longest prompt + reply, in tokens.
-        adapters: names that the engines know → digests of what is behind them.
+        adapters: what is on the engines from the start, by name.
+        adapter_room: for these, and for those that come.
+        read_adapter: reads one for this base from its folder, checked; None when none is to come.
         make_engines: builds the engines around the callable that takes their events.
     """
 
@@ -66,10 +71,12 @@ class TextModel:
         template: ChatTemplate,
         defaults: GenerationDefaults,
         max_model_len: int,
-        adapters: Mapping[str, str] | None = None,
+        adapters: Mapping[str, Adapter] | None = None,
+        adapter_room: AdapterRoom = NO_ADAPTERS,
+        read_adapter: Callable[[Path], Adapter] | None = None,
         make_engines: Callable[[Emit], Sequence[Engine]],
     ) -> None:
-        self.name = name
+        self.name = self.base = name
         self.source = source
         self.fingerprint = fingerprint
         self.created = int(time.time())
@@ -85,17 +92,38 @@ class TextModel:
         self._mailboxes: dict[int, Mailbox] = {}
         self._arrived: deque[list[TokenEvent]] = deque()  # from the engines, not in the mailboxes yet
         self._is_called = False
-        self.adapter = ""
-        self.served = [self, *(self._adapted(*one) for one in (adapters or {}).items())]
+        self.adapter = PlacedAdapter()
+        self.shelves = Shelves(self.engines, adapter_room)
+        self._read_adapter = read_adapter
+        placed = (self.shelves.place(*one) for one in (adapters or {}).items())
+        self.served = [self, *map(self._adapted, placed)]
 
-    def _adapted(self, adapter: str, digest: str) -> TextModel:
+    def _adapted(self, adapter: PlacedAdapter) -> TextModel:
         """The same engines under another id, their sequences computed with an adapter. Whoever starts and
         closes them does so here, not there.
         """
         other = copy.copy(self)
-        other.name, other.adapter = f"{self.name}:{adapter}", adapter
-        other.fingerprint = f"{self.fingerprint}_{digest[:10]}"
+        other.name, other.adapter = f"{self.name}:{adapter.name}", adapter
+        other.fingerprint = f"{self.fingerprint}_{adapter.digest[:10]}"
+        other.created = int(time.time())
         return other
+
+    async def load_adapter(self, name: str, path: Path) -> TextModel:
+        """Serve one more adapter, from its folder, while others are served.
+
+        Raises:
+            CauserieError: it cannot be used, or there is no room for it; see Shelves.load.
+        """
+        read = self._read_adapter
+        assert read is not None, "made without a way to read adapters"
+        adapted = self._adapted(await self.shelves.load(name, lambda: read(path)))
+        self.served.append(adapted)
+        return adapted
+
+    def unload_adapter(self, name: str) -> None:
+        """Serve an adapter to nobody new. It leaves the engines when those it serves have their replies."""
+        self.served[:] = [one for one in self.served if one.adapter.name != name]
+        self.shelves.retire(name)
 
     def _for_calls(self, template: ChatTemplate) -> tuple[Tokenizer, Grammars]:
         """What reads and shapes replies with tool calls: the markers of calls are text there, also those that
@@ -196,7 +224,7 @@ class TextModel:
         """
         assert 0 < len(prompt) < self.max_model_len, len(prompt)  # here it fails one request, not an engine
         ends = params.stop_token_ids | (self._template_ends if template_ends else frozenset())
-        sequences = [_sequence(prompt, params, i, grammar, ends, terms, self.adapter) for i in range(n)]
+        sequences = [_sequence(prompt, params, i, grammar, ends, terms, self.adapter.key) for i in range(n)]
         tokenizer = self.call_tokenizer if calls else self.tokenizer
         choices = {
             sequence.id: Choice(sequence, tokenizer, strip=strip, with_tokens=with_tokens)
@@ -230,7 +258,7 @@ class TextModel:
             priority=terms.priority,
             client=terms.client,
             cache_salt=terms.cache_salt,
-            adapter=self.adapter,
+            adapter=self.adapter.key,
             embeds=True,
         )
         with self._submitted(sequence, terms) as (_, mailbox):
@@ -250,11 +278,12 @@ class TextModel:
         """
         engine = self._least_loaded() if engine is None else engine
         sequences = [leader, *leader.forks]
+        self.adapter.hold()
         mailbox = Mailbox(len(sequences), asyncio.get_running_loop())
         self._mailboxes.update({sequence.id: mailbox for sequence in sequences})
         error: BaseException | None = None
         try:
-            with _alarms(leader, terms, mailbox):
+            with alarms(leader, terms, mailbox):
                 if terms.observer is not None:
                     terms.observer.submitted(sequences)
                 engine.submit(leader)
@@ -267,6 +296,7 @@ class TextModel:
                 del self._mailboxes[sequence.id]
                 if sequence.status is not Status.FINISHED:
                     engine.abort(sequence)
+            self.adapter.let_go()
             if terms.observer is not None:
                 terms.observer.ended(error)
 
@@ -323,28 +353,6 @@ def _read(
             observer.received(delta)
         deltas.append(delta)
     return deltas, None
-
-
-@contextmanager
-def _alarms(leader: TokenSequence, terms: Terms, mailbox: Mailbox) -> Generator[None, None, None]:
-    """Interrupt a request that waits too long for its turn, or is not complete in time."""
-
-    def check_queue(seconds: float) -> None:
-        if leader.started_at is None:
-            mailbox.interrupt(QueueTimeout(f"no turn came within {seconds:g} s; the server is busy"))
-
-    loop = asyncio.get_running_loop()
-    alarms: list[asyncio.TimerHandle] = []
-    if terms.queue_timeout is not None:
-        alarms.append(loop.call_later(terms.queue_timeout, check_queue, terms.queue_timeout))
-    if terms.deadline is not None:
-        error: EngineError = DeadlinePassed("the request took longer than this server allows")
-        alarms.append(loop.call_later(terms.deadline - time.monotonic(), mailbox.interrupt, error))
-    try:
-        yield
-    finally:
-        for alarm in alarms:
-            alarm.cancel()
 
 
 def _single_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> frozenset[int]:

@@ -4,7 +4,7 @@ A route is its template, never the path that was asked: who tries a million path
 have the key's name and never the key; prompts and replies are in them only with --log-prompts. Health checks
 and scrapes have none. Refuses to know what routes do: of a request's work it reads the ticket.
 
-    >>> Middleware(Answers, metrics=metrics, paths=paths, registry=registry, log_requests=True)
+    >>> Middleware(Answers, metrics=metrics, paths=paths, log_requests=True)
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.keys import key_of
 from server.logs import one_line
 from server.metrics import Metrics
-from server.registry import Registry
 from server.ticket import Ticket
 
 log = logging.getLogger("causerie.request")
@@ -91,7 +90,6 @@ class Answers:
     Args:
         metrics: counts.
         paths: templates of the routes there are, for requests that are refused before they reach one.
-        registry: whose tokenizers turn a logged prompt into text.
         log_requests: whether every request has its line.
     """
 
@@ -101,12 +99,10 @@ class Answers:
         *,
         metrics: Metrics,
         paths: Iterable[str],
-        registry: Registry,
         log_requests: bool = False,
     ) -> None:
         self.app = app
         self.metrics = metrics
-        self.registry = registry
         self.log_requests = log_requests
         self._templates = [(_pattern(path), _name(path)) for path in paths]
 
@@ -145,7 +141,6 @@ class Answers:
         }
         if not isinstance(ticket, Ticket):
             return RequestLine(**common)
-        decode = self.registry.get(ticket.model).tokenizer.decode
         said = ticket.said
         return RequestLine(
             **common,
@@ -155,7 +150,7 @@ class Answers:
             queue_ms=_ms(ticket.queue_seconds),
             ttft_ms=_ms(ticket.first_token_seconds),
             finish=",".join(ticket.finishes) or None,
-            prompts=tuple(decode(prompt[: MAX_TEXT + 1]) for prompt, _ in said) or None,
+            prompts=tuple(ticket.decode(prompt[: MAX_TEXT + 1]) for prompt, _ in said) or None,
             replies=tuple(text for _, texts in said for _, text in sorted(texts.items())) or None,
         )
 

@@ -18,7 +18,7 @@ from starlette.middleware import Middleware
 from llm.text import TextModel
 from server import __version__
 from server.answers import Answers
-from server.api import chat, completions, embeddings, health, score, template, tokenize
+from server.api import adapters, chat, completions, embeddings, health, score, template, tokenize
 from server.api import metrics as metrics_api
 from server.api import models as models_api
 from server.auth import KeyAuth
@@ -33,7 +33,18 @@ from server.request_id import RequestId
 from server.settings import Settings
 from server.startup import is_loopback, load_models
 
-ENDPOINTS = (chat, completions, embeddings, score, models_api, tokenize, template, health, metrics_api)
+ENDPOINTS = (
+    chat,
+    completions,
+    embeddings,
+    score,
+    models_api,
+    adapters,
+    tokenize,
+    template,
+    health,
+    metrics_api,
+)
 OPENAPI = "/openapi.json"
 
 
@@ -95,7 +106,6 @@ def _layers(settings: Settings, life: Lifecycle, limits: Limits, metrics: Metric
             Answers,
             metrics=metrics,
             paths=[OPENAPI, *(route.path for endpoint in ENDPOINTS for route in endpoint.router.routes)],
-            registry=life.registry,
             log_requests=settings.log_requests,
         ),
         Middleware(CorsHeaders, origins=origins),

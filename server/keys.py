@@ -13,6 +13,7 @@ The file is YAML, a name and its key on each line, or what else is known of it b
       sha256: 5e884898da28047151d0e56f8dc6292773603d0d6aabbdd62a11ef721d1542d8   # printf %s KEY | sha256sum
       requests-per-minute: 60
       max-concurrent: 2
+      admin: true
 """
 
 from __future__ import annotations
@@ -45,17 +46,18 @@ MAX_CONCURRENT = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
 _COUNT = re.compile(r"[1-9][0-9]{0,7}")
-_FIELDS = ("key", "sha256", "requests-per-minute", "max-concurrent")
+_FIELDS = ("key", "sha256", "requests-per-minute", "max-concurrent", "admin")
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """Who may come in. None means no limit of its own."""
+    """Who may come in. None means no limit of its own; an admin may change what is served."""
 
     name: str
     digest: bytes = field(repr=False)
     requests_per_minute: int | None = None
     max_concurrent: int | None = None
+    is_admin: bool = False
 
 
 def digest_of(secret: bytes) -> bytes:
@@ -86,13 +88,13 @@ class Keyring:
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """The keys of --api-key, named key-1, key-2..., then those of --api-key-file.
+        """The keys of --api-key, named key-1, key-2..., which are admins, then those of --api-key-file.
 
         Raises:
             SettingsError: what cannot be used, in one line that repeats no key.
         """
         given = [key.get_secret_value().encode() for key in settings.api_key]
-        keys = [Key(f"key-{i}", digest_of(secret)) for i, secret in enumerate(given, 1)]
+        keys = [Key(f"key-{i}", digest_of(secret), is_admin=True) for i, secret in enumerate(given, 1)]
         if settings.api_key_file is not None:
             keys += read_key_file(settings.api_key_file)
         return cls(keys)
@@ -200,6 +202,7 @@ def _read_key(path: Path, name: str, value: Any) -> Key:
         digest_of(_secret(path, name, told["key"])) if "key" in told else _sha256(path, name, told["sha256"]),
         _count(path, name, told, "requests-per-minute", MAX_REQUESTS_PER_MINUTE),
         _count(path, name, told, "max-concurrent", MAX_CONCURRENT),
+        _flag(path, name, told, "admin"),
     )
 
 
@@ -250,6 +253,15 @@ def _count(path: Path, name: str, told: Mapping[str, Any], what: str, most: int)
     if not isinstance(node, yaml.ScalarNode) or not _COUNT.fullmatch(node.value) or int(node.value) > most:
         raise _refusal(path, node, f"{name}: {what} must be a whole number from 1 to {most}")
     return int(node.value)
+
+
+def _flag(path: Path, name: str, told: Mapping[str, Any], what: str) -> bool:
+    node = told.get(what)
+    if node is None:
+        return False
+    if not isinstance(node, yaml.ScalarNode) or node.value not in ("true", "false"):
+        raise _refusal(path, node, f"{name}: {what} must be true or false")
+    return bool(node.value == "true")
 
 
 def _refusal(path: Path, place: Any, reason: str) -> SettingsError:

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llm.text import TextModel
-from server.errors import RETRY_SECONDS, ApiError, error_response
+from server.errors import RETRY_SECONDS, ApiError, error_response, shown
 from server.keys import Key, Rate, key_of
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
@@ -101,13 +101,12 @@ class Limits:
         """Requests that were let in and are not answered yet, whatever they ask for."""
 
     def open_model(self, model: TextModel) -> None:
-        """Make room for a model's requests."""
+        """Make room for a model's requests, its adapters' included."""
         running = self._settings.max_num_seqs * len(model.stats())
         waiting = self._settings.max_num_queued_seqs
         if waiting is None:
             waiting = WAITING_PER_RUNNING * running
-        places = Places(running, waiting)
-        self._places.update({one.name: places for one in model.served})
+        self._places[model.name] = Places(running, waiting)
 
     def check(self, key: Key | None) -> None:
         """Before a request's body is read, so that a refusal costs nothing.
@@ -128,20 +127,25 @@ class Limits:
             raise self._refusal("rate_limit", message, math.ceil(wait), code="rate_limit_exceeded")
 
     def admit(self, request: Request, model: TextModel, num_places: int) -> Ticket:
-        """A ticket for a request that is understood; it ends with the request.
+        """A ticket for a request that is understood; it ends with the request, and until then the model's
+        adapter stays where it is.
 
         Raises:
-            ApiError: 429.
+            ApiError: 429; 404 when the adapter has been unloaded meanwhile.
         """
+        if model.adapter.is_retired:
+            message = f"the model {shown(model.name)} does not exist any more"
+            raise ApiError(404, message, code="model_not_found", param="model")
         key = key_of(request.scope)
         account = None if key is None else self._account(key)
         if key is not None and account is not None:
             self._check_concurrency(key, account)
-        places = self._places[model.name]
+        places = self._places[model.base]
         if not places.take(num_places):
             raise self._full(places)
 
         def leave() -> None:
+            model.adapter.let_go()
             if account is not None:
                 account.num_open -= 1
 
@@ -149,11 +153,13 @@ class Limits:
             model=model.name,
             key="" if key is None else key.name,
             num_places=num_places,
+            decode=model.tokenizer.decode,
             settings=self._settings,
             metrics=self._metrics,
             give_back=places.give_back,
             leave=leave,
         )
+        model.adapter.hold()
         if account is not None:
             account.num_open += 1
         request.scope["state"]["ticket"] = ticket

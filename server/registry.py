@@ -18,35 +18,45 @@ class Registry:
 
     Attributes:
         models: those with engines of their own.
-        served: and the adapters on each, after it.
     """
 
     def __init__(self, models: Sequence[TextModel] = ()) -> None:
         self.models: list[TextModel] = []
-        self.served: list[TextModel] = []
-        self._by_name: dict[str, TextModel] = {}
         self.add(models)
 
     def add(self, models: Sequence[TextModel]) -> None:
         """More models, each under its own name."""
         self.models += models
-        self.served = [one for model in self.models for one in model.served]
-        self._by_name = {one.name: one for one in self.served}
-        assert len(self._by_name) == len(self.served), "two models of one name"
+        names = [one.name for one in self.served]
+        assert len(set(names)) == len(names), "two models of one name"
 
-    def get(self, name: str | None) -> TextModel:
+    @property
+    def served(self) -> list[TextModel]:
+        """Models with engines of their own, each followed by the adapters that are on it now."""
+        return [one for model in self.models for one in model.served]
+
+    def has(self, name: str) -> bool:
+        """Whether a model of that very id is served."""
+        return any(one.name == name for one in self.served)
+
+    def get(self, name: str | None, param: str = "model") -> TextModel:
         """The model of that id.
+
+        Args:
+            param: the request's field that names it.
 
         Raises:
             ApiError: 404, naming the ids there are.
         """
-        if name in self._by_name:
-            return self._by_name[name]
+        served = self.served
+        found = next((one for one in served if one.name == name), None)
+        if found is not None:
+            return found
         if name is None or name == DEFAULT:
             return self.models[0]
-        known = ", ".join(self._by_name)
+        known = ", ".join(one.name for one in served)
         message = f"the model {shown(name)} does not exist; this server has: {known}"
-        raise ApiError(404, message, code="model_not_found", param="model")
+        raise ApiError(404, message, code="model_not_found", param=param)
 
     def start(self) -> None:
         """Start every model on the running event loop."""

@@ -73,6 +73,20 @@ class Settings(BaseSettings):
         description="LoRA adapter in PEFT's layout, on the first model or the one named; repeatable; a "
         "request asks for MODEL:NAME",
     )
+    adapter_dir: Path | None = Field(
+        None,
+        description="folder below which POST /v1/load_lora_adapter finds adapters; without it none can be "
+        "loaded while the server runs",
+    )
+    max_loras: int = Field(
+        8,
+        ge=1,
+        le=1024,
+        description="with --adapter-dir, adapters on a model at a time; memory is kept for them",
+    )
+    max_lora_rank: int = Field(
+        64, ge=1, le=4096, description="with --adapter-dir, largest rank of an adapter; memory is kept for it"
+    )
     n_head: Count | None = Field(
         None, description="attention heads of a bare state dict, whose shapes do not tell"
     )

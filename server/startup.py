@@ -19,6 +19,7 @@ from llm.adapt.base import open_for
 from llm.chat.template import Message, encode_segments
 from llm.checkpoint import find_checkpoint, locate_checkpoint, open_checkpoint, prove_prompts
 from llm.checkpoint.record import expected_shapes
+from llm.config import AdapterRoom
 from llm.errors import OptionError
 from llm.load import load_text_model
 from llm.text import TextModel
@@ -158,6 +159,7 @@ def _load(
         name=name,
         memory_share=memory_share,
         adapters={one.name: open_for(checkpoint, one.path)[0] for one in own},
+        adapter_room=_adapter_room(settings),
     )
     places = ", ".join(f"{engine.runner.about} on {engine.device}" for engine in model.engines)
     num_parameters = sum(math.prod(shape) for shape in expected_shapes(checkpoint.config).values())
@@ -167,6 +169,15 @@ def _load(
         + "".join(f", adapter {one.name} ({one.path})" for one in own)
     )
     return Loaded(model, summary)
+
+
+def _adapter_room(settings: Settings) -> AdapterRoom | None:
+    """For adapters that come while the server runs; None where those of --adapter are all there will be."""
+    if settings.adapter_dir is None:
+        return None
+    if not settings.adapter_dir.is_dir():
+        raise OptionError(f"--adapter-dir {settings.adapter_dir}: no such folder")
+    return AdapterRoom(settings.max_loras, settings.max_lora_rank)
 
 
 def prompt_lines(model: TextModel) -> list[str]:

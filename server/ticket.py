@@ -33,6 +33,7 @@ class Ticket:
         model: its name.
         key: the name of the key it came in with, "" without.
         num_places: replies it may have.
+        decode: ids → text, for the log.
         settings: how long it may wait and take.
         metrics: told what happens.
         give_back: called with places no longer needed, and whether their replies were made.
@@ -45,6 +46,7 @@ class Ticket:
         model: str,
         key: str,
         num_places: int,
+        decode: Callable[[list[int]], str],
         settings: Settings,
         metrics: Metrics,
         give_back: GiveBack,
@@ -52,6 +54,7 @@ class Ticket:
     ) -> None:
         self.model = model
         self.key = key
+        self.decode = decode
         self.arrived_at = time.monotonic()
         self.num_prompt_tokens = 0
         self.num_tokens = 0

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 
-from llm.adapt.lora import Adapter, new_adapter
+from llm.adapt.adapter import Adapter
+from llm.adapt.lora import new_adapter
 from llm.adapt.targets import ALL, choose, find_targets
-from llm.config import ModelConfig
+from llm.config import AdapterRoom, ModelConfig
 
 
 def random_adapter(
@@ -19,3 +21,9 @@ def random_adapter(
     generator = torch.Generator().manual_seed(seed)
     parts = (replace(p, b=torch.randn(p.b.shape, generator=generator) * 0.3) for p in adapter.parts)
     return replace(adapter, parts=tuple(parts))
+
+
+def room_for(adapters: Mapping[str, Adapter]) -> AdapterRoom:
+    """What holds these and no more."""
+    ranks = (part.rank for adapter in adapters.values() for part in adapter.parts)
+    return AdapterRoom(len(adapters), max(ranks, default=0))

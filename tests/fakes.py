@@ -21,6 +21,7 @@ from llm.grammar import Grammar, Grammars
 from llm.model import Decoder, init_weights
 from llm.runner.eager import EagerRunner
 from llm.sequence import FinishReason, Logprob, Sequence
+from llm.shelves import PlacedAdapter
 from llm.terms import DEFAULT_TERMS, Observer, Terms
 from llm.text import TextModel
 from llm.tokenizer import ByteTokenizer
@@ -126,7 +127,9 @@ class ScriptedModel:
     ) -> None:
         self.script = script or ("Hello", " there", ".")
         self.finish = finish
-        self.name, self.source, self.fingerprint = name, "scripted.pt", "fp_scripted"
+        self.name = self.base = name
+        self.source, self.fingerprint = "scripted.pt", "fp_scripted"
+        self.adapter = PlacedAdapter()
         self.created = 1700000000
         self.served = [self]
         self.tokenizer = ByteTokenizer()

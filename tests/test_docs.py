@@ -10,7 +10,8 @@ from typing import get_args
 
 import pytest
 
-from server.api import chat, completions, embeddings, score
+from server.api import adapters, chat, completions, embeddings, score
+from server.api.adapters import LoadAdapterRequest, UnloadAdapterRequest
 from server.api.chat import ChatRequest
 from server.api.completions import CompletionRequest
 from server.api.conversation import UNBUILT_MESSAGE
@@ -92,6 +93,13 @@ def test_no_field_has_two_fates(path: str) -> None:
     assert len(names) == len(set(names))
     assert {row[1] for row in rows(f"Fields of {path}")} <= {"honoured", "refused", "ignored"}
     assert rows(f"Fields of {path}")[-1][:2] == ["anything else", "ignored"]
+
+
+def test_every_field_of_an_adapters_coming_has_its_fate() -> None:
+    told = [(name, row[1]) for row in rows("Adapters") for name in re.findall("`([^`]+)`", row[0])]
+    honoured = {name for name, fate in told if fate == "honoured"}
+    assert honoured == {*LoadAdapterRequest.model_fields, *UnloadAdapterRequest.model_fields}
+    assert [name for name, fate in told if fate == "refused"] == [*adapters.UNBUILT]
 
 
 def test_routes() -> None:

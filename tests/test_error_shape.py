@@ -250,6 +250,8 @@ def test_the_document_lists_every_code_and_no_other() -> None:
 
 MET_ELSEWHERE = {
     (400, "invalid_http"),
+    (403, "adapter_loading_off"),
+    (403, "admin_key_required"),
     (403, "host_not_allowed"),
     (403, "origin_not_allowed"),
     (408, "request_timeout"),
@@ -261,13 +263,13 @@ MET_ELSEWHERE = {
     (503, "server_draining"),
     (503, "too_many_connections"),
 }
-"""By tests/server/test_{connection,cors,limits,lifecycle}.py."""
+"""By tests/server/test_{adapter_routes,connection,cors,limits,lifecycle}.py."""
 
 
 def test_what_is_met_elsewhere_is() -> None:
     tests = "".join(
         (ROOT / f"tests/server/test_{name}.py").read_text()
-        for name in ("connection", "cors", "limits", "lifecycle")
+        for name in ("adapter_routes", "connection", "cors", "limits", "lifecycle")
     )
     assert not {code for _, code in MET_ELSEWHERE if f'"{code}"' not in tests}
 

@@ -28,7 +28,9 @@ def test_the_key_file_is_one(tmp_path: Path) -> None:
     assert [(key.name, key.requests_per_minute, key.max_concurrent) for key in ring.keys] == [
         ("alice", None, None),
         ("batch", 60, 2),
+        ("operator", None, None),
     ]
+    assert [key.is_admin for key in ring.keys] == [False, False, True]
     assert ring.find(b"password") is ring.keys[1], hashlib.sha256(b"password").hexdigest()
 
 
@@ -39,6 +41,9 @@ def test_the_flags_exist_and_the_defaults_are_these() -> None:
     assert f"`--host` is {settings.host}." in PAGE
     assert not settings.log_requests and not settings.log_prompts
     assert not settings.cors_origin and not Keyring.of(settings)
+    assert settings.adapter_dir is None
+    for flag, number in (("--max-loras", settings.max_loras), ("--max-lora-rank", settings.max_lora_rank)):
+        assert f"`{flag}` ({number})" in PAGE
 
 
 def test_the_numbers_are_the_codes() -> None:

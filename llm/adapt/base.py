@@ -9,15 +9,17 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from llm.adapt.lora import Adapter
-from llm.adapt.peft import open_adapter
+from llm.adapt.adapter import Adapter
+from llm.adapt.peft import MAX_RANK, open_adapter
 from llm.checkpoint import Checkpoint, Sample, prove_prompts
 from llm.checkpoint.samples import read_samples
 
 log = logging.getLogger(__name__)
 
+SAMPLES = "samples.jsonl"
 
-def open_for(checkpoint: Checkpoint, path: Path) -> tuple[Adapter, list[Sample]]:
+
+def open_for(checkpoint: Checkpoint, path: Path, max_rank: int = MAX_RANK) -> tuple[Adapter, list[Sample]]:
     """Read an adapter for this base, and the conversations it was trained on, when it carries some. That it
     was trained on other weights is a warning: shapes do not tell, and each format of a base has its own.
 
@@ -25,7 +27,7 @@ def open_for(checkpoint: Checkpoint, path: Path) -> tuple[Adapter, list[Sample]]
         CheckpointError: it cannot be applied to this base.
         PromptMismatch: the base's template renders its conversations otherwise than they were trained.
     """
-    adapter = open_adapter(path, checkpoint.config)
+    adapter = open_adapter(path, checkpoint.config, max_rank)
     if adapter.base_digest not in ("", checkpoint.digest):
         log.warning(
             "adapter %s was trained on %s (%s), this is %s (%s): if its weights differ, answers are worse",
@@ -35,7 +37,7 @@ def open_for(checkpoint: Checkpoint, path: Path) -> tuple[Adapter, list[Sample]]
             checkpoint.name,
             checkpoint.digest,
         )
-    file = path / "samples.jsonl"
+    file = path / SAMPLES
     samples = read_samples(file, checkpoint.tokenizer.vocab_size) if file.exists() else []
     prove_prompts(replace(checkpoint, path=path, samples=samples))
     return adapter, samples

@@ -27,8 +27,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from llm.adapt.lora import Adapter, LowRank
-from llm.adapt.targets import Target, find_targets, is_gpt2
+from llm.adapt.adapter import Adapter, LowRank, Target
+from llm.adapt.targets import find_targets, is_gpt2
 from llm.checkpoint.record import file_digest, is_finite, some
 from llm.checkpoint.safetensors import (
     READABLE,
@@ -44,6 +44,7 @@ from llm.fields import MAX_JSON_BYTES, Fields, parse_object, read_bytes
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MAX_RANK, MAX_ALPHA = 4096, 1e6
+MAX_HEADER_BYTES = 1 << 20
 BASE, BASE_DIGEST = "causerie_base", "causerie_base_digest"
 
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<matrix>[AB])\.weight")
@@ -106,18 +107,20 @@ class _Scales:
         return rank, alpha / (math.sqrt(rank) if self.rslora else rank)
 
 
-def open_adapter(path: Path, config: ModelConfig) -> Adapter:
-    """Read an adapter for a base of this shape: float32 on the CPU, in memory of its own.
+def open_adapter(path: Path, config: ModelConfig, max_rank: int = MAX_RANK) -> Adapter:
+    """Read an adapter of at most this rank, for a base of this shape: float32 on the CPU, in its own memory.
 
     Raises:
         CheckpointError: anything that keeps it from being applied, in one line.
     """
-    scales, base = _read_config(path)
+    scales, base = _read_config(path, max_rank)
     weights = path / WEIGHTS
     if not weights.is_file() and (path / "adapter_model.bin").is_file():
         raise CheckpointError(f"{path}: adapter_model.bin is a pickle and is not read, save it as {WEIGHTS}")
+    targets = find_targets(config)
+    _check_size(weights, targets, max_rank)
     headers = read_header(weights)
-    pairs = _pair(weights, headers, find_targets(config))
+    pairs = _pair(weights, headers, targets)
     for target, pair in pairs.items():
         _check(weights, headers, target, pair, scales)
     values: dict[str, torch.Tensor] = {}
@@ -136,7 +139,14 @@ def open_adapter(path: Path, config: ModelConfig) -> Adapter:
     return Adapter(parts, name[:200], about.get(BASE_DIGEST, "")[:16], file_digest(weights))
 
 
-def _read_config(path: Path) -> tuple[_Scales, str]:
+def _check_size(path: Path, targets: Iterable[Target], max_rank: int) -> None:
+    """Before its header is read: no file of this base's is larger."""
+    most = MAX_HEADER_BYTES + 8 * max_rank * sum(target.width + target.num_rows for target in targets)
+    if path.is_file() and (size := path.stat().st_size) > most:
+        raise CheckpointError(f"{path}: has {size} bytes, an adapter of rank {max_rank} at most {most}")
+
+
+def _read_config(path: Path, max_rank: int) -> tuple[_Scales, str]:
     """What adapter_config.json says of the scale, and the base it names."""
     where = path / CONFIG
     if not where.is_file():
@@ -146,13 +156,13 @@ def _read_config(path: Path) -> tuple[_Scales, str]:
         fields.refuse(f"peft_type {kind[:64]!r} is not supported, only 'LORA' is")
     for name, neutral in _NEUTRAL.items():
         _refuse_unless(fields, name, neutral)
-    rank = fields.whole("r", 1, MAX_RANK)
+    rank = fields.whole("r", 1, max_rank)
     alpha = fields.number("lora_alpha", 0, MAX_ALPHA)
     rslora = "use_rslora" in fields and fields.boolean("use_rslora")
     scales = _Scales(
         rank,
         alpha,
-        _read_pattern(fields, "rank_pattern", 1, MAX_RANK),
+        _read_pattern(fields, "rank_pattern", 1, max_rank),
         _read_pattern(fields, "alpha_pattern", 0, MAX_ALPHA),
         rslora,
     )

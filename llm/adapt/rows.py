@@ -4,31 +4,42 @@ Each linear computes the base for all rows at once; then, adapter by adapter, th
 two thin products on top. `AdaptedLinear` is the slow twin: one adapter at a time, for all rows. Refuses to
 know sequences and how rows came together.
 
-    >>> shelf = Shelf(model, {"pirate": adapter})
+    >>> shelf = Shelf(model); shelf.prepare("pirate", adapter)()
     >>> hidden = model(ids, positions, cache, shelf.project([("", 3), ("pirate", 1)]))
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from llm.adapt.lora import Adapter, LowRank
+from llm.adapt.adapter import Adapter, LowRank
 from llm.model import Decoder, Project, plainly
 
 
 class Shelf:
     """The adapters that one model on one device serves with, by name; "" is the base alone."""
 
-    def __init__(self, model: Decoder, adapters: Mapping[str, Adapter]) -> None:
-        self._device = model.device
+    def __init__(self, model: Decoder) -> None:
+        self._model = model
         self._parts: dict[nn.Module, dict[str, list[LowRank]]] = {}
-        for name, adapter in adapters.items():
-            placed = adapter.to(model.device, model.tokens.weight.dtype)
-            for linear, parts in placed.by_linear().items():
-                self._parts.setdefault(model.get_submodule(linear), {})[name] = parts
+
+    def prepare(self, name: str, adapter: Adapter) -> Callable[[], None]:
+        """See AdapterShelf."""
+        placed = adapter.to(self._model.device, self._model.tokens.weight.dtype).by_linear()
+
+        def put() -> None:
+            for linear, parts in placed.items():
+                self._parts.setdefault(self._model.get_submodule(linear), {})[name] = parts
+
+        return put
+
+    def remove(self, name: str) -> None:
+        """See AdapterShelf."""
+        for by_name in self._parts.values():
+            by_name.pop(name, None)
 
     def project(self, runs: Sequence[tuple[str, int]]) -> Project:
         """How this batch's linears are computed.
@@ -45,7 +56,7 @@ class Shelf:
         if not rows:
             return plainly
         everyone = {name for name, places in rows.items() if len(places) == start}
-        places = {name: torch.tensor(of).to(self._device) for name, of in rows.items()}
+        places = {name: torch.tensor(of).to(self._model.device) for name, of in rows.items()}
 
         def project(linear: nn.Linear, x: Tensor) -> Tensor:
             y: Tensor = linear(x)  # (T, rows of the matrix)

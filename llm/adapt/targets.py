@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from llm.adapt.adapter import Target
 from llm.checkpoint.hf.weights import GPT2, LLAMA
 from llm.checkpoint.record import expected_shapes, some
 from llm.config import ModelConfig
@@ -22,28 +22,6 @@ from llm.errors import OptionError
 
 ALL = "all-linear"
 _MATRIX = re.compile(r"(blocks\.(\d+)\.((?:attention|ffn)\.\w+))\.weight")
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """One matrix that may be adapted: rows [start, stop) of a linear of ours.
-
-    Attributes:
-        name: PEFT's, as in a Hugging Face model: "model.layers.0.self_attn.q_proj".
-        linear: our module: "blocks.0.attention.qkv".
-        width: numbers that go in.
-    """
-
-    name: str
-    linear: str
-    start: int
-    stop: int
-    width: int
-
-    @property
-    def num_rows(self) -> int:
-        """Numbers that come out."""
-        return self.stop - self.start
 
 
 def is_gpt2(config: ModelConfig) -> bool:

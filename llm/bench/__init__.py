@@ -1,4 +1,4 @@
-"""Measurements without HTTP, each a command: `offline`, `cache`, `grammar`, `peers`.
+"""Measurements without HTTP, each a command: `offline`, `adapters`, `cache`, `grammar`, `peers`.
 
 Here are only the numbers that their command lines share. `streams` drives a whole engine, `steps` a runner
 alone, `ceiling` says what the hardware would allow.

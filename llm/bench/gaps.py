@@ -73,7 +73,8 @@ class Recorder:
     """A runner that remembers what it computed."""
 
     def __init__(self, runner: Runner) -> None:
-        self.device, self.about, self.run_plainly = runner.device, runner.about, runner.run
+        self.device, self.about, self.shelf = runner.device, runner.about, runner.shelf
+        self.run_plainly = runner.run
         self.batches: list[Batch] = []
 
     def run(self, batch: Batch) -> StepOutput:

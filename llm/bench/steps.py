@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 
 import torch
 
@@ -19,7 +20,7 @@ from llm.batch import Batch, Chunk
 from llm.bench.streams import finish
 from llm.config import EngineConfig, SamplingParams
 from llm.runner import Runner
-from llm.sequence import Sequence
+from llm.sequence import Sequence as Tokens
 
 PARAMS = SamplingParams(max_tokens=1, temperature=0.0)
 FEWEST, MOST = 3, 64
@@ -58,24 +59,32 @@ class Steps:
             copies = list(zip(filled, targets, strict=False))
             self.runner.run(Batch(self.decode(1, length).chunks, copies))
 
-    def decode(self, num_streams: int, context: int) -> Batch:
-        """A step in which each stream's last token sees `context` tokens, itself included."""
+    def decode(self, num_streams: int, context: int, adapters: Sequence[str] = ("",)) -> Batch:
+        """A step in which each stream's last token sees `context` tokens, itself included; the adapters take
+        turns.
+        """
         per_stream = self.num_blocks(1, context)
         prompt = self._tokens[:context]
         tables = (self._blocks[i * per_stream : (i + 1) * per_stream] for i in range(num_streams))
-        return Batch([Chunk(Sequence(prompt, PARAMS, block_ids=table), context - 1, 1) for table in tables])
+        sequences = (
+            Tokens(prompt, PARAMS, adapter=adapters[i % len(adapters)], block_ids=table)
+            for i, table in enumerate(tables)
+        )
+        return Batch([Chunk(sequence, context - 1, 1) for sequence in sequences])
 
     def prefill(self, num_tokens: int) -> list[Batch]:
         """One prompt in the engine's chunks; the logits of its last token alone are wanted."""
         table = self._blocks[: self.num_blocks(1, num_tokens)]
-        sequence = Sequence(self._tokens[:num_tokens], PARAMS, block_ids=table)
+        sequence = Tokens(self._tokens[:num_tokens], PARAMS, block_ids=table)
         size = self.config.max_num_batched_tokens
         starts = range(0, num_tokens, size)
         return [Batch([Chunk(sequence, start, min(size, num_tokens - start))]) for start in starts]
 
-    def time_decode(self, num_streams: int, context: int, span: float = 0.2) -> float:
+    def time_decode(
+        self, num_streams: int, context: int, span: float = 0.2, adapters: Sequence[str] = ("",)
+    ) -> float:
         """Median seconds of the same step, done again for about `span` seconds after a first one."""
-        batch = self.decode(num_streams, context)
+        batch = self.decode(num_streams, context, adapters)
         self._time(batch)
         seconds: list[float] = []
         while len(seconds) < FEWEST or (sum(seconds) < span and len(seconds) < MOST):

@@ -71,7 +71,7 @@ class Stopwatch:
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
         self.device = runner.device
-        self.about = runner.about
+        self.about, self.shelf = runner.about, runner.shelf
         self.seconds = 0.0
         self.num_steps = 0
 

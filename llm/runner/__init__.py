@@ -3,12 +3,14 @@
 `eager` runs the torch model on any device; `native` runs a kernel of our own on CPUs.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from llm.adapt.adapter import Adapter
 from llm.batch import Batch
 from llm.sampler import Sampler
 from llm.sampler.eager import EagerSampler
@@ -29,10 +31,29 @@ class StepOutput:
     sampler: Sampler = EagerSampler()
 
 
+class AdapterShelf(Protocol):
+    """The adapters that a runner computes with, by the names that sequences give."""
+
+    def prepare(self, name: str, adapter: Adapter) -> Callable[[], None]:
+        """Copy an adapter to where and how this runner computes: what takes time, on any thread.
+
+        Returns:
+            What puts it on the shelf, to be called between two steps.
+        """
+
+    def remove(self, name: str) -> None:
+        """Between two steps: no sequence has that name any more. Harmless when it is not there."""
+
+
 class Runner(Protocol):
     """Computes batches of one model on one device and owns the storage behind block ids."""
 
     device: torch.device
+
+    @property
+    def shelf(self) -> AdapterShelf:
+        """What it computes with beside the base's weights."""
+        ...
 
     @property
     def about(self) -> str:

@@ -5,12 +5,9 @@ Refuses to know why these chunks were chosen and what is drawn from the logits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
-from llm.adapt.lora import Adapter
 from llm.adapt.rows import Shelf
 from llm.batch import Batch
 from llm.config import EngineConfig
@@ -23,17 +20,11 @@ FEW_ROWS = 8
 
 
 class EagerRunner:
-    """Runs batches on the device and in the dtype the model already has.
+    """Runs batches on the device and in the dtype the model already has."""
 
-    Args:
-        adapters: by the names that sequences give.
-    """
-
-    def __init__(
-        self, model: Decoder, config: EngineConfig, adapters: Mapping[str, Adapter] | None = None
-    ) -> None:
+    def __init__(self, model: Decoder, config: EngineConfig) -> None:
         self.model = model
-        self.shelf = Shelf(model, adapters or {})
+        self.shelf = Shelf(model)
         self.device = model.device
         self.kv = PagedKV(model.config, config, model.device, model.tokens.weight.dtype)
 

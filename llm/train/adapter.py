@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from llm.adapt.lora import Adapter, attach, attached, new_adapter
+from llm.adapt.adapter import Adapter
+from llm.adapt.lora import attach, attached, new_adapter
 from llm.adapt.peft import MAX_ALPHA, MAX_RANK, save_adapter
 from llm.adapt.targets import ALL, choose, find_targets
 from llm.checkpoint import Checkpoint, Sample

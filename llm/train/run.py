@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from llm.adapt.lora import Adapter
+from llm.adapt.adapter import Adapter
 from llm.chat.template import ChatTemplate, get_template
 from llm.checkpoint import Sample, load_model, open_checkpoint, save_folder
 from llm.checkpoint.wording import write_wording

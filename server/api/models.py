@@ -2,39 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from llm.text import TextModel
+from server.api.card import card
 from server.api.shapes import ModelCard, ModelList, ok
 from server.registry import registry_of
 
 router = APIRouter()
-
-
-def card(model: TextModel) -> dict[str, Any]:
-    """OpenAI's model object and what a person wants to know besides."""
-    defaults = model.defaults
-    return {
-        "id": model.name,
-        "object": "model",
-        "created": model.created,
-        "owned_by": "causerie",
-        "max_model_len": model.max_model_len,
-        "checkpoint": model.source,
-        "default_sampling": {
-            "temperature": defaults.temperature,
-            "top_p": defaults.top_p,
-            "top_k": defaults.top_k,
-            "min_p": defaults.min_p,
-            "repetition_penalty": defaults.repetition_penalty,
-            "max_tokens": defaults.max_tokens,
-            "stop": list(defaults.stop),
-        },
-    }
 
 
 @router.get("/v1/models", responses=ok(ModelList))

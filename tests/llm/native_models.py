@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from llm.adapt.lora import Adapter
+from llm.adapt.adapter import Adapter
 from llm.adapt.quant import BLOCK_BYTES, GROUP, Format, QuantTensor
 from llm.batch import Batch, Chunk
 from llm.config import EngineConfig, ModelConfig, SamplingParams
@@ -23,6 +23,7 @@ from llm.runner.native.build import NativeUnavailable, built_library, fast_isas
 from llm.runner.native.runner import NativeRunner
 from llm.runner.native.weights import ModelWeights, Quantization
 from llm.sequence import Sequence as Tokens
+from tests.adapters import room_for
 
 BLOCK = 16
 VOCAB = 37
@@ -124,7 +125,8 @@ def native(
         else (key, weight.detach())
         for i, (key, weight) in enumerate(model.named_parameters())
     ]
-    return NativeRunner(
+    given = adapters or {}
+    runner = NativeRunner(
         model.config,
         weights,
         config or engine_config(model.config),
@@ -132,8 +134,11 @@ def native(
         half_kv=half_kv,
         num_threads=num_threads,
         library=library,
-        adapters=adapters,
+        adapter_room=room_for(given),
     )
+    for name, adapter in given.items():
+        runner.shelf.prepare(name, adapter)()
+    return runner
 
 
 def kept(runner: NativeRunner) -> tuple[ModelWeights, NDArray[np.uint8], NDArray[np.uint8]]:

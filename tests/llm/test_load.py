@@ -11,14 +11,24 @@ import pytest
 import torch
 
 from llm.checkpoint import open_checkpoint, save_folder
-from llm.config import COURSE_DEFAULTS, SamplingParams
+from llm.config import COURSE_DEFAULTS, AdapterRoom, SamplingParams
 from llm.errors import DeviceError, OptionError
 from llm.generate import generate_cached
 from llm.load import engine_config, load_text_model
-from llm.placement import Place, kv_bytes_per_token, kv_room, resolve_devices, resolve_dtype, resolve_places
+from llm.placement import (
+    KV_SHARE,
+    Place,
+    adapter_bytes,
+    kv_bytes_per_token,
+    kv_room,
+    resolve_devices,
+    resolve_dtype,
+    resolve_places,
+)
 from llm.runner.eager import EagerRunner
 from llm.runner.native.build import NativeUnavailable
 from llm.tokenizer import ByteTokenizer
+from tests.adapters import random_adapter
 from tests.fakes import one_by_one, tiny_model
 
 
@@ -126,6 +136,33 @@ def test_room_is_what_the_weights_leave(tiny_folder: Path, monkeypatch: pytest.M
     assert one % 16 == 0 and half == pytest.approx(one / 2, rel=0.1)
     assert kv_room(checkpoint, [place, place], 0.5) == pytest.approx(half, rel=0.1), "two copies, one memory"
     assert kv_room(checkpoint, [place], 1e-9) == 0
+
+
+def test_adapters_take_their_part_of_the_memory(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = open_checkpoint(tiny_folder)
+    place = Place(torch.device("cpu"), torch.float32)
+    weights = 4 * tiny_model(num_positions=256).num_parameters()
+    adapter = random_adapter(checkpoint.config, rank=4)
+    parts = [(part.target, part.rank) for part in adapter.parts]
+    assert adapter_bytes(checkpoint.config, place, parts) == 4 * adapter.num_parameters()
+    left = 320 * kv_bytes_per_token(checkpoint.config, place)
+    free = weights + left + 3 * 4 * adapter.num_parameters()
+    monkeypatch.setattr("llm.placement.free_memory", lambda device: free)
+    assert kv_room(checkpoint, [place], 1.0, [parts] * 3) == 320
+    with pytest.raises(OptionError, match="--max-loras 1: fewer than the 2"):
+        load_text_model(checkpoint, adapters={"a": adapter, "b": adapter}, adapter_room=AdapterRoom(1, 4))
+    with pytest.raises(OptionError, match="--max-lora-rank 3: one of --adapter has rank 4"):
+        load_text_model(checkpoint, adapters={"a": adapter}, adapter_room=AdapterRoom(1, 3))
+    room = AdapterRoom(3, 4)
+    model = load_text_model(
+        checkpoint,
+        devices="cpu",
+        runner="eager",
+        memory_share=1 / KV_SHARE,
+        adapters={"a": adapter},
+        adapter_room=room,
+    )
+    assert model.engines[0].config.total_blocks == 20, "two that may come are counted"
 
 
 def test_a_native_token_takes_half_of_what_an_eager_one_takes(tiny_folder: Path) -> None:

@@ -123,7 +123,10 @@ def test_rows_of_several_adapters_are_each_adapters_own(config: ModelConfig) -> 
     x = torch.randn(7, config.width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     runs = [("a", 2), ("", 1), ("b", 1), ("a", 1), ("", 2)]
     owners = [name for name, count in runs for _ in range(count)]
-    project = Shelf(model, adapters).project(runs)
+    shelf = Shelf(model)
+    for one, adapter in adapters.items():
+        shelf.prepare(one, adapter)()
+    project = shelf.project(runs)
     for linear in (model.blocks[0].attention.qkv, model.blocks[1].ffn.up):
         got = project(linear, x)
         name = next(n for n, module in model.named_modules() if module is linear)
@@ -137,6 +140,7 @@ def test_rows_of_several_adapters_are_each_adapters_own(config: ModelConfig) -> 
 
 def test_a_batch_of_the_base_alone_is_computed_plainly() -> None:
     model = tiny_model()
-    shelf = Shelf(model, {"a": random_adapter(TINY)})
+    shelf = Shelf(model)
+    shelf.prepare("a", random_adapter(TINY))()
     assert shelf.project([("", 3), ("", 1)]) is plainly
     assert shelf.project([("", 3), ("a", 1)]) is not plainly

@@ -9,10 +9,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llm.adapt.lora import Adapter, merge
+from llm.adapt.adapter import Adapter
+from llm.adapt.lora import merge
+from llm.adapt.targets import is_gpt2
 from llm.batch import Batch, Chunk
+from llm.config import AdapterRoom
 from llm.runner.eager import EagerRunner
 from llm.runner.native.build import built_library
+from llm.runner.native.lowrank import AdapterTable, table_bytes
+from llm.runner.native.pack import PackedMatrix
 from llm.runner.native.weights import Quantization
 from llm.sequence import Sequence
 from tests.adapters import random_adapter
@@ -35,13 +40,15 @@ pytestmark = pytest.mark.skipif(not isas(), reason="no compiler")
 
 
 def adapters_of(which: str) -> dict[str, Adapter]:
-    """Ranks within a panel and beyond, on every matrix, on q, k and v, on one layer."""
+    """Ranks within a panel and beyond, on every matrix, on q, k and v, on one of them, on one layer."""
     config = CONFIGS[which]
     some = {
         "a": random_adapter(config, 1, rank=3, alpha=1.0),
         "b": random_adapter(config, 2, targets="qkv,up", rank=17, alpha=8.0),
         "c": random_adapter(config, 3, targets="*.0.*.out", rank=1, alpha=1.0),
     }
+    if not is_gpt2(config):
+        some["d"] = random_adapter(config, 4, targets="q_proj", rank=2, alpha=1.0)
     return some
 
 
@@ -96,6 +103,38 @@ def test_company_changes_no_bit(which: str, quantization: Quantization) -> None:
         rng = random.Random(9)
         for runner in runners:
             assert same_bits(run(runner, mixed(rng, asked, 9))[0], whole)
+
+
+def test_adapters_come_and_go_between_steps() -> None:
+    """In places that others had; what is left of them changes no bit, and neither does a removed one."""
+    given = adapters_of("llama")
+    runner = native("llama", adapters=given)
+    names = ["", *given]
+    asked = sequences(names, 20)
+    expected = [run(runner, [Batch([Chunk(s, 0, 20)])])[0] for s in asked]
+    for name in ("b", "a"):
+        runner.shelf.remove(name)
+        runner.shelf.remove(name)  # harmless
+    with pytest.raises(KeyError):
+        runner.run(Batch([Chunk(asked[1], 0, 20)]))
+    for i in (0, 3, 4):
+        assert same_bits(run(runner, [Batch([Chunk(asked[i], 0, 20)])])[0], expected[i]), names[i]
+    for name in ("b", "a"):  # in each other's places
+        runner.shelf.prepare(name, given[name])()
+    assert sorted(runner.shelf.index.values()) == [0, 1, 2, 3] and runner.shelf.index["b"] != 1
+    for sequence, rows in zip(asked, expected, strict=True):
+        assert same_bits(run(runner, [Batch([Chunk(sequence, 0, 20)])])[0], rows)
+
+
+def test_a_matrix_takes_what_the_plan_says() -> None:
+    for which in ("gpt2", "llama", "odd widths"):
+        config = CONFIGS[which]
+        adapter = random_adapter(config, rank=5)
+        table = AdapterTable(config, AdapterRoom(1, 5))
+        table.prepare("a", adapter)()
+        kept = (one.panels if isinstance(one, PackedMatrix) else one for one in table._keep["a"])
+        planned = table_bytes(config, [(part.target, part.rank) for part in adapter.parts])
+        assert sum(array.nbytes for array in kept) == planned
 
 
 def test_the_base_is_what_it_is_without_adapters() -> None:

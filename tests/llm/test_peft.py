@@ -211,3 +211,14 @@ def logits(pair: Any, ids: Tensor) -> Tensor:
 def relative(got: Tensor, expected: Tensor) -> float:
     """The largest difference, as a part of the logits' range."""
     return float((got - expected).abs().max() / (expected.max() - expected.min()))
+
+
+def test_a_rank_and_a_file_beyond_what_is_allowed_are_refused_unread(tmp_path: Path) -> None:
+    save_adapter(tmp_path, random_adapter(TINY, rank=4), TINY)
+    assert open_adapter(tmp_path, TINY, 4).parts[0].rank == 4
+    with pytest.raises(CheckpointError, match="r must be"):
+        open_adapter(tmp_path, TINY, 3)
+    with (tmp_path / WEIGHTS).open("r+b") as file:
+        file.truncate(64 << 20)  # of holes; nobody looks at its header
+    with pytest.raises(CheckpointError, match="has 67108864 bytes, an adapter of rank 4 at most"):
+        open_adapter(tmp_path, TINY, 4)

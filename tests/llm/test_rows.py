@@ -37,8 +37,11 @@ def replies(model: Decoder, names: list[str]) -> tuple[list[list[TokenEvent]], E
     """Of all adapters at once, every prompt in chunks of its own, a prefix cache between them."""
     events: dict[int, list[TokenEvent]] = {}
     bounds = EngineConfig(max_model_len=64, max_num_seqs=8, block_size=4, max_num_batched_tokens=23)
+    runner = EagerRunner(model, bounds)
+    for name, adapter in ADAPTERS.items():
+        runner.shelf.prepare(name, adapter)()
     engine = Engine(
-        EagerRunner(model, bounds, ADAPTERS),
+        runner,
         bounds,
         257,
         lambda some: [events.setdefault(event.sequence_id, []).append(event) for event in some],

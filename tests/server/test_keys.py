@@ -44,7 +44,8 @@ def test_a_file_names_keys_and_their_limits(tmp_path: Path) -> None:
           sha256: {SHA}
           requests-per-minute: 60
           max-concurrent: 2
-        carol: {{key: 0123, max_concurrent: 1}}
+          admin: true
+        carol: {{key: 0123, max_concurrent: 1, admin: false}}
         """,
     )
     assert [key.name for key in ring.keys] == ["alice", "batch", "carol"]
@@ -52,6 +53,7 @@ def test_a_file_names_keys_and_their_limits(tmp_path: Path) -> None:
     batch, carol = ring.find(b"of-batch"), ring.find(b"0123")
     assert batch is not None and (batch.requests_per_minute, batch.max_concurrent) == (60, 2)
     assert carol is not None and (carol.name, carol.max_concurrent) == ("carol", 1), "not YAML's number 83"
+    assert [key.is_admin for key in ring.keys] == [False, True, False]
 
 
 def test_keys_of_the_command_come_first_and_are_numbered(tmp_path: Path) -> None:
@@ -59,6 +61,7 @@ def test_keys_of_the_command_come_first_and_are_numbered(tmp_path: Path) -> None
     assert [key.name for key in ring.keys] == ["key-1", "key-2", "alice"]
     found = ring.find(b"two")
     assert found is not None and found.name == "key-2"
+    assert [key.is_admin for key in ring.keys] == [True, True, False]
 
 
 def test_none_are_none() -> None:
@@ -104,7 +107,7 @@ def test_every_key_is_compared_whichever_it_is(token: bytes) -> None:
 
 LONG = "x" * 513
 MANY = "\n".join(f"k{i}: k{i}" for i in range(MAX_KEYS + 1))
-FIELDS = "key, sha256, requests-per-minute, max-concurrent"
+FIELDS = "key, sha256, requests-per-minute, max-concurrent, admin"
 
 
 @pytest.mark.parametrize(
@@ -135,6 +138,8 @@ FIELDS = "key, sha256, requests-per-minute, max-concurrent"
         ),
         (f"a:\n  key: {SECRET}\n  rate: 3", f"FILE, line 3: a: no such field; there are {FIELDS}"),
         (f"a:\n  {SECRET}: 1", "FILE, line 2: a: no such field"),
+        (f"a:\n  key: {SECRET}\n  admin: yes", "FILE, line 3: a: admin must be true or false"),
+        (f"a:\n  key: {SECRET}\n  admin: [true]", "FILE, line 3: a: admin must be true or false"),
         ("a: {sha256: 12ab}", "FILE, line 1: a: sha256 must be 64 hexadecimal digits"),
         (f"a: {{sha256: {SHA}  -}}", "FILE, line 1: a: sha256 must be 64 hexadecimal digits"),
         (f"a: {{sha256: {hashlib.sha256().hexdigest()}}}", "FILE, line 1: a: this is the sha256 of nothing"),

@@ -168,6 +168,7 @@ def test_places_are_given_back_as_replies_end_and_the_rest_with_the_request() ->
         model="m",
         key="",
         num_places=5,
+        decode=str,
         settings=Settings(),
         metrics=Metrics(),
         give_back=lambda num, served: given_back.append(num if served else -num),

@@ -18,16 +18,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llm.adapt.lora import Adapter
 from llm.adapt.quant import QuantTensor
 from llm.batch import Batch
-from llm.config import EngineConfig, ModelConfig
+from llm.config import NO_ADAPTERS, AdapterRoom, EngineConfig, ModelConfig
 from llm.errors import OptionError
 from llm.hardware import usable_memory
 from llm.runner import StepOutput
 from llm.runner.native.binding import BLOCK_TOKENS, Cache, Kernel, Step, load
 from llm.runner.native.build import built_library
-from llm.runner.native.lowrank import AdapterWeights
+from llm.runner.native.lowrank import AdapterTable
 from llm.runner.native.memory import Memory
 from llm.runner.native.sampler import NativeSampler
 from llm.runner.native.weights import ModelWeights, Quantization
@@ -44,7 +43,7 @@ class NativeRunner:
         half_kv: keys and values in float16, else float32.
         num_threads: that compute, the engine's included.
         library: compiled for this CPU; None for the best there is, compiled now if need be.
-        adapters: by the names that sequences give; computed in float32.
+        adapter_room: for adapters, which are computed in float32.
 
     Attributes:
         isa: "avx512", "avx2" or "portable": what the library was compiled for.
@@ -71,7 +70,7 @@ class NativeRunner:
         half_kv: bool = True,
         num_threads: int = 1,
         library: Path | None = None,
-        adapters: Mapping[str, Adapter] | None = None,
+        adapter_room: AdapterRoom = NO_ADAPTERS,
     ) -> None:
         assert config.block_size == BLOCK_TOKENS, config.block_size
         functions = load(built_library() if library is None else library)
@@ -82,20 +81,20 @@ class NativeRunner:
         weights = ModelWeights(model, parameters, quantization)
         self.weight_bytes, self.read_bytes = weights.num_bytes, weights.read_bytes
         self.formats = weights.formats
-        beside = AdapterWeights(model, adapters or {})
-        weights.model.adapters, weights.model.max_rank = beside.layers, beside.max_rank
+        self.shelf = AdapterTable(model, adapter_room)
+        weights.model.adapters, weights.model.max_rank = self.shelf.layers, self.shelf.max_rank
         keys, values = _pools(model, config, half_kv)
         cache = Cache(keys.ctypes.data, values.ctypes.data, half_kv, config.total_blocks)
         self.kernel = Kernel(
             functions,
             weights.model,
             cache,
-            (weights, keys, values, beside),
+            (weights, keys, values, self.shelf),
             num_threads=num_threads,
             max_rows=config.max_num_batched_tokens,
         )
         self.sampler = NativeSampler(self.kernel)
-        self._staging = Staging(model, config, beside.index)
+        self._staging = Staging(model, config, self.shelf.index)
 
     @property
     def about(self) -> str:
@@ -120,7 +119,7 @@ class Staging:
     def __init__(
         self, model: ModelConfig, config: EngineConfig, adapters: Mapping[str, int] | None = None
     ) -> None:
-        self._index = {"": -1, **(adapters or {})}
+        self._index = {} if adapters is None else adapters  # what is on the shelf, as it is now
         self._vocab_size = model.vocab_size
         most = config.max_num_batched_tokens
         self.tokens, self.positions, self.rows, self.hidden_rows, self.adapters = np.zeros(
@@ -173,7 +172,7 @@ class Staging:
             (self.hidden_rows, embedding),
         ):
             array[: len(values)] = values
-        if len(self._index) > 1:
+        if self._index:
             self._assign(batch, starts)
         self._make_room(len(batch.rows), len(embedding))
         self.step.num_rows, self.step.num_sequences = len(tokens), len(chunks)
@@ -182,7 +181,8 @@ class Staging:
 
     def _assign(self, batch: Batch, starts: list[int]) -> None:
         """Each row its sequence's adapter; the kernel looks for none where nobody has one."""
-        owners = [self._index[chunk.sequence.adapter] for chunk in batch.chunks]
+        names = (chunk.sequence.adapter for chunk in batch.chunks)
+        owners = [self._index[name] if name else -1 for name in names]
         for owner, start, stop in zip(owners, starts, starts[1:], strict=False):
             self.adapters[start:stop] = owner
         self.step.adapters = self.adapters.ctypes.data if max(owners) >= 0 else None
