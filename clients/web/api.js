@@ -36,6 +36,8 @@ const TOLD = {
   return_token_ids: true,
   timings_per_token: true,
 };
+const BUSY_MS = 20;
+/** A reader of much that came at once lets others have their turn so often. */
 const PHASES = { loading: "The model is being loaded.", warming: "The model is warming up." };
 
 /** One server, and the key that it may want. Paths are relative to the page, so a prefix before it does no harm. */
@@ -158,6 +160,7 @@ export async function* readEvents(body) {
   const reader = body.getReader();
   const decoder = new TextDecoder();
   let pending = "";
+  let restedAt = performance.now();
   try {
     for (;;) {
       const { done, value } = await reader.read().catch((error) => {
@@ -170,11 +173,24 @@ export async function* readEvents(body) {
         const data = dataOf(frame);
         if (data === "[DONE]") return;
         if (data) yield JSON.parse(data);
+        if (performance.now() - restedAt > BUSY_MS) {
+          await turn();
+          restedAt = performance.now();
+        }
       }
     }
   } finally {
     reader.cancel().catch(() => {}); // who stops reading ends the request
   }
+}
+
+/** Until everybody else has had a turn. Not a timer: those are slowed down in a page that nobody sees. */
+function turn() {
+  return new Promise((resolve) => {
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = () => resolve(port1.close());
+    port2.postMessage(null);
+  });
 }
 
 function dataOf(frame) {

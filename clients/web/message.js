@@ -10,6 +10,8 @@ import "./vendor/purify.js";
 const RENDER_MS = 100;
 const COST_SHARE = 10;
 /** A tick's work may take a tenth of the time between two. */
+const SLICE_MS = 40;
+const SLICE_BLOCKS = 16;
 const MAX_LINE = 5000;
 const MAX_BLOCK = 20000;
 /** Beyond these, text is shown as it is: Markdown's rules look back, and that takes too long. */
@@ -118,12 +120,27 @@ export class Prose {
     this.#timer ||= setTimeout(() => this.#render(), Math.max(RENDER_MS, COST_SHARE * this.#cost));
   }
 
-  /** Show this text, now and for good. */
+  /** Show this text, for good. */
   finish(text) {
     clearTimeout(this.#timer);
     const shown = visible(text);
-    if (isPlain(shown)) this.#root.replaceChildren(element("p", { class: "plain" }, shown));
-    else this.#root.replaceChildren(toFragment(MARKED.lexer(shown)));
+    if (isPlain(shown)) {
+      this.#root.replaceChildren(element("p", { class: "plain" }, shown));
+      return;
+    }
+    if (this.#plain || shown.includes("]:")) this.#root.replaceChildren(this.#tail); // a link may be defined below
+    if (this.#root.firstChild === this.#tail) this.#offset = 0;
+    this.#fill(MARKED.lexer(shown.slice(this.#offset)));
+  }
+
+  /** The blocks that are left, some at a time, so that a long text holds nobody up. */
+  #fill(tokens) {
+    const start = performance.now();
+    this.#tail.replaceChildren();
+    while (tokens.length && performance.now() - start < SLICE_MS) {
+      this.#tail.before(toFragment(tokens.splice(0, SLICE_BLOCKS)));
+    }
+    if (tokens.length) this.#timer = setTimeout(() => this.#fill(tokens));
   }
 
   #render() {
