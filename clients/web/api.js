@@ -53,9 +53,9 @@ export class Api {
     return (await (await this.#ask("v1/models")).json()).data;
   }
 
-  /** What these messages are to a model: its prompt's ids and their texts. */
-  async tokenize(model, messages, signal) {
-    const body = { model, messages, return_token_strs: true };
+  /** What a conversation, or a text, is to a model: ids and their texts. @param {{messages: object[]} | {prompt: string}} input */
+  async tokenize(model, input, signal) {
+    const body = { model, ...input, return_token_strs: true };
     return (await this.#ask("tokenize", { body, signal })).json();
   }
 

@@ -289,7 +289,7 @@ async function toggleCompare(parts, chat) {
   const { Compare } = await import("./compare.js");
   const view = find("compare-view");
   const isOpen = view.hidden;
-  if (!view.firstChild) view.append(new Compare(parts, () => chat.conversation.system).element);
+  if (!view.firstChild && parts.settings.models.length) view.append(new Compare(parts, () => chat.conversation.system).element);
   view.hidden = !isOpen;
   find("conversation").hidden = isOpen;
   find("compare").setAttribute("aria-pressed", String(isOpen));

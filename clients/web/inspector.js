@@ -94,11 +94,12 @@ export class Inspector {
     this.element = element("section", { class: "inspector", "aria-label": "Tokens" }, element("p", { class: "hint" }, "Asking for probabilities…"));
     this.#load(messages).catch((error) => this.element.replaceChildren(element("p", { class: "error", role: "alert" }, error.message)));
     this.#listen();
+    new ResizeObserver(() => this.#card.hidden || this.#placeCard()).observe(this.element);
   }
 
   async #load(messages) {
     const { model, ids, given = 0, timings } = this.#message;
-    const prompt = await this.#api.tokenize(model, messages);
+    const prompt = await this.#api.tokenize(model, { messages });
     const entries = await this.#api.scores(model, [...prompt.tokens, ...ids], TOP);
     this.#prompt = prompt.tokens;
     this.#tokens = toTokens(ids, entries.slice(prompt.tokens.length));
@@ -206,11 +207,13 @@ export class Inspector {
     box.setAttribute("aria-selected", "true");
     this.#card.replaceChildren(...this.#cardParts(this.#tokens[index], index));
     this.#card.hidden = false;
-    this.#place(box.getClientRects()[0]);
+    this.#placeCard();
   }
 
-  /** The card below a token, or above it if there is no room below and some above. @param {DOMRect} line */
-  #place(line) {
+  /** The card below its token, or above it if there is no room below and some above. */
+  #placeCard() {
+    const [line] = this.#boxOf(this.#current).getClientRects();
+    if (!line) return; // the reply is no longer shown
     const frame = this.element.getBoundingClientRect();
     const room = this.element.closest("[role=log]")?.getBoundingClientRect() ?? frame;
     const { offsetWidth: width, offsetHeight: height } = this.#card;
@@ -221,8 +224,10 @@ export class Inspector {
 
   #cardParts(token, index) {
     const facts = [`${percent(token.logprob)} · logprob ${token.logprob.toFixed(3).replace(/^-0\.000$/, "0.000")} · rank ${token.rank}`];
+    const isFirst = index === (this.#message.given ?? 0);
     if (token.isGiven) facts.push("given, not drawn");
-    else if (token.batch) facts.push(`${token.ms.toFixed(2)} ms after the one before · ${token.batch} in the batch`);
+    else if (isFirst) facts.push(`${this.#message.timings?.ttft_ms.toFixed(2) ?? "?"} ms to this first one · batch of ${token.batch}`);
+    else if (token.batch) facts.push(`${token.ms.toFixed(2)} ms after the last · batch of ${token.batch}`);
     return [
       element("p", { class: "title" }, element("code", {}, shownText(token.text)), element("small", {}, ` id ${token.id} · token ${index + 1}`)),
       ...facts.map((fact) => element("p", { class: "fact" }, fact)),
@@ -246,8 +251,8 @@ export class Inspector {
   #hideSoon() {
     clearTimeout(this.#hiding);
     this.#hiding = setTimeout(() => {
-      const isUsed = this.#card.matches(":hover") || this.element.contains(document.activeElement);
-      if (!isUsed || !this.#card.isConnected) this.#hide();
+      const isUsed = [this.#box, this.#card].some((part) => part.matches(":hover, :focus-within"));
+      if (!isUsed) this.#hide();
     }, HIDE_MS);
   }
 
