@@ -49,7 +49,9 @@ class Chat {
     });
     draft.addEventListener("input", () => this.count());
     find("stop").addEventListener("click", () => this.stop());
-    document.addEventListener("keydown", (event) => event.key === "Escape" && !event.defaultPrevented && this.stop());
+    document.addEventListener("keydown", (event) => {
+      if (event.key === "Escape" && !event.defaultPrevented && !document.querySelector("dialog[open]")) this.stop();
+    });
     find("system").addEventListener("input", () => {
       this.conversation.system = find("system").value;
       this.count();
@@ -60,12 +62,13 @@ class Chat {
   /** Show another conversation. A reply that is under way goes on. */
   open(conversation) {
     this.conversation = conversation;
+    showCompare(false);
     find("system").value = conversation.system;
     for (const view of this.#views) view.element.remove();
     this.#views = [];
     this.#sticks = true;
     this.draw();
-    find("draft").focus();
+    if (matchMedia("(hover: hover)").matches) find("draft").focus(); // a phone's keyboard would cover half of it
   }
 
   /** Bring the screen to the path that is chosen: what is the same stays. */
@@ -74,6 +77,7 @@ class Chat {
     const same = path.findIndex((message, i) => this.#views[i]?.message !== message);
     for (const view of this.#views.splice(same < 0 ? path.length : same)) view.element.remove();
     for (const message of path.slice(this.#views.length)) this.#addView(message);
+    document.title = this.conversation.title ? `${this.conversation.title} · Causerie` : "Causerie";
     this.#column.dataset.empty = String(!path.length);
     this.#column.dataset.model = this.#parts.settings.model?.id ?? "";
     this.count();
@@ -288,9 +292,13 @@ class Chat {
 async function toggleCompare(parts, chat) {
   const { Compare } = await import("./compare.js");
   const view = find("compare-view");
-  const isOpen = view.hidden;
   if (!view.firstChild && parts.settings.models.length) view.append(new Compare(parts, () => chat.conversation.system).element);
-  view.hidden = !isOpen;
+  showCompare(view.hidden);
+}
+
+/** Show the comparison in the conversation's place, or that again. */
+function showCompare(isOpen) {
+  find("compare-view").hidden = !isOpen;
   find("conversation").hidden = isOpen;
   find("compare").setAttribute("aria-pressed", String(isOpen));
 }

@@ -227,7 +227,7 @@ export class Inspector {
     const isFirst = index === (this.#message.given ?? 0);
     if (token.isGiven) facts.push("given, not drawn");
     else if (isFirst) facts.push(`${this.#message.timings?.ttft_ms.toFixed(2) ?? "?"} ms to this first one · batch of ${token.batch}`);
-    else if (token.batch) facts.push(`${token.ms.toFixed(2)} ms after the last · batch of ${token.batch}`);
+    else if (token.batch) facts.push(`${token.ms ? `${token.ms.toFixed(2)} ms after the last` : "in one step with the last"} · batch of ${token.batch}`);
     return [
       element("p", { class: "title" }, element("code", {}, shownText(token.text)), element("small", {}, ` id ${token.id} · token ${index + 1}`)),
       ...facts.map((fact) => element("p", { class: "fact" }, fact)),

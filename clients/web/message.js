@@ -138,7 +138,9 @@ export class Prose {
     const start = performance.now();
     this.#tail.replaceChildren();
     while (tokens.length && performance.now() - start < SLICE_MS) {
-      this.#tail.before(toFragment(tokens.splice(0, SLICE_BLOCKS)));
+      const slice = tokens.splice(0, SLICE_BLOCKS);
+      this.#tail.before(toFragment(slice));
+      this.#offset = slice.reduce((offset, { raw }) => offset + raw.length, this.#offset);
     }
     if (tokens.length) this.#timer = setTimeout(() => this.#fill(tokens));
   }
@@ -229,7 +231,7 @@ export class MessageView {
 
   #errorPart() {
     const { message, retryAfter } = this.message.error;
-    const wait = retryAfter ? ` Try again in ${retryAfter} s.` : "";
+    const wait = retryAfter ? ` (again in ${retryAfter} s)` : "";
     const retry = button("Retry", () => this.#handlers.retry(this), { "data-test": "retry" });
     return element("p", { class: "error", role: "alert" }, visible(message) + wait, " ", retry);
   }

@@ -33,6 +33,21 @@ function kept(storage, name) {
   }
 }
 
+function parsed(text) {
+  try {
+    return JSON.parse(text) ?? {};
+  } catch {
+    return {};
+  }
+}
+
+/** What Escape does where it does not stop a reply. @param {() => void} close */
+const onEscape = (close) => (event) => {
+  if (event.key !== "Escape") return;
+  event.preventDefault();
+  close();
+};
+
 /** The key that was typed: for this tab, or for longer if asked to. */
 export class KeyBox {
   #dialog = find("key-dialog");
@@ -79,7 +94,7 @@ export class Settings {
   onModel = () => {};
 
   constructor() {
-    const saved = JSON.parse(kept(localStorage, KEPT) ?? "{}");
+    const saved = parsed(kept(localStorage, KEPT));
     for (const id of Object.keys(NUMBERS)) {
       find(id).value = saved[id] ?? "";
       find(id).addEventListener("change", () => this.#save());
@@ -96,7 +111,7 @@ export class Settings {
     };
     find("settings").addEventListener("click", () => toggle(find("panel").hidden));
     find("close-panel").addEventListener("click", () => toggle(false));
-    find("panel").addEventListener("keydown", (event) => event.key === "Escape" && toggle(false));
+    find("panel").addEventListener("keydown", onEscape(() => toggle(false)));
   }
 
   get models() {
@@ -246,7 +261,7 @@ export class Sidebar {
     find("import-file").addEventListener("change", (event) => this.#import(event.target));
     find("open-sidebar").addEventListener("click", () => this.#slide(true));
     find("veil").addEventListener("click", () => this.#slide(false));
-    find("sidebar").addEventListener("keydown", (event) => event.key === "Escape" && this.#slide(false));
+    find("sidebar").addEventListener("keydown", onEscape(() => this.#slide(false)));
   }
 
   async load() {
@@ -254,7 +269,7 @@ export class Sidebar {
     for (const { messages } of this.#all) {
       for (const one of Object.values(messages)) if (one.state === "streaming") one.state = "stopped";
     }
-    if (this.#all.length) this.#chat.open(this.#all[0]);
+    this.#chat.open(this.#all[0] ?? this.#chat.conversation);
     this.draw();
   }
 
@@ -346,7 +361,7 @@ export class Sidebar {
 
 /** Something a person should know that is no message; it goes when it is pressed. */
 export function note(text) {
-  find("note").replaceChildren(text, " ", button("Close", () => find("note").replaceChildren()));
+  find("note").replaceChildren(text, " ", button("Close", () => find("note").replaceChildren(), { class: "quiet" }));
 }
 
 function save(name, text) {
