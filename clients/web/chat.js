@@ -158,14 +158,18 @@ class Chat {
     const stop = own.default_sampling.stop.slice(0, MAX_STOPS);
     const ids = [...message.ids.slice(0, index), id];
     const [lead, added] = await Promise.all([api.detokenize(model, ids), api.detokenize(model, [id])]);
-    const cut = Math.min(...stop.map((one) => lead.indexOf(one)).filter((at) => at >= 0), lead.length);
-    const text = lead.slice(0, cut).trimStart();
-    const fields = { model, dropped, ids, given: ids.length, text };
+    const begun = cutAt(stop, lead);
+    const fields = { model, dropped, ids, given: ids.length, text: begun.trimStart() };
     const reply = store.addMessage(conversation, parent, "assistant", { ...fields, state: "streaming" });
     const max_tokens = own.default_sampling.max_tokens ?? own.max_model_len;
     const request = { model, prompt: [...prompt, ...ids], max_tokens, stop, ...settings.sampling };
-    const isOver = cut < lead.length || added === ""; // the token that was chosen is the reply's end
-    return this.#run(conversation, reply, (signal) => (isOver ? [] : api.complete(request, signal)));
+    const isOver = begun !== lead || added === ""; // the token that was chosen is the reply's end
+    return this.#run(conversation, reply, async function* (signal) {
+      if (isOver) return;
+      yield* api.complete(request, signal);
+      if (!lead.endsWith("\ufffd")) return; // or else it was cut inside of a character, which is whole by now
+      yield { kind: "whole", text: cutAt(stop, await api.detokenize(model, reply.ids)).trimStart() };
+    });
   }
 
   async #run(conversation, reply, ask) {
@@ -287,6 +291,12 @@ class Chat {
     const branch = (prompt, index, id) => this.branch(view.message, prompt, index, id).catch((error) => note(error.message));
     view.host.replaceChildren(new Inspector(this.#parts.api, view.message, messages, branch).element);
   }
+}
+
+/** A text up to the first of its stop strings. @param {string[]} stops */
+function cutAt(stops, text) {
+  const found = stops.map((one) => text.indexOf(one)).filter((at) => at >= 0);
+  return text.slice(0, Math.min(text.length, ...found));
 }
 
 async function toggleCompare(parts, chat) {

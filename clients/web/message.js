@@ -128,7 +128,8 @@ export class Prose {
       this.#root.replaceChildren(element("p", { class: "plain" }, shown));
       return;
     }
-    if (this.#plain || shown.includes("]:")) this.#root.replaceChildren(this.#tail); // a link may be defined below
+    const isOther = !text.startsWith(this.#text);
+    if (isOther || this.#plain || shown.includes("]:")) this.#root.replaceChildren(this.#tail); // a link may be defined below
     if (this.#root.firstChild === this.#tail) this.#offset = 0;
     this.#fill(MARKED.lexer(shown.slice(this.#offset)));
   }
