@@ -3,8 +3,9 @@
     >>> app = create_app(load_settings(["--device", "cpu"]))
 
 Layers, outermost first: `answers` (counts and the log), `cors` (who may read answers), `request_id` (id on
-every response, last resort for errors), `cors` again (which pages may ask), `auth` (keys), `limits` (places,
-and whether the server is open), routes. Each refuses before it looks at a body.
+every response, last resort for errors), `cors` again (which pages may ask), `page` (the chat page, which
+needs no key), `auth` (keys), `limits` (places, and whether the server is open), routes. Each refuses before
+it looks at a body.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from server.keys import Keyring
 from server.lifecycle import Lifecycle
 from server.limits import Gate, Limits
 from server.metrics import Metrics
+from server.page import TEMPLATES, Page
 from server.registry import Registry
 from server.request_id import RequestId
 from server.settings import Settings
@@ -101,16 +103,18 @@ def _layers(settings: Settings, life: Lifecycle, limits: Limits, metrics: Metric
     """Outermost first."""
     origins, keyring = Origins.of(settings), Keyring.of(settings)
     loopback = is_loopback(settings.host)
+    routes = [route.path for endpoint in ENDPOINTS for route in endpoint.router.routes]
     return [
         Middleware(
             Answers,
             metrics=metrics,
-            paths=[OPENAPI, *(route.path for endpoint in ENDPOINTS for route in endpoint.router.routes)],
+            paths=[OPENAPI, *routes, *(TEMPLATES if settings.page else ())],
             log_requests=settings.log_requests,
         ),
         Middleware(CorsHeaders, origins=origins),
         Middleware(RequestId),
         Middleware(BrowserGate, origins=origins, needs_key=bool(keyring), loopback=loopback),
+        *([Middleware(Page)] if settings.page else []),
         Middleware(KeyAuth, keyring=keyring),
         Middleware(Gate, life=life, limits=limits, metrics=metrics),
     ]

@@ -160,6 +160,7 @@ class Settings(BaseSettings):
     cors_origin: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="web origin whose pages may ask, such as https://chat.example; repeatable"
     )
+    page: bool = Field(True, description="serve the chat page at /; it needs no key, what it asks for does")
     strict: bool = Field(
         False, description="refuse requests with fields this server ignores, instead of reporting them"
     )

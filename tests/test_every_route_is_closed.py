@@ -1,7 +1,7 @@
 """With keys set, every route there is, and every path that is none, answers 401 to whoever brings no key.
 
 The routes are asked of the app itself, so that one that is added tomorrow is tried too. Only the health
-checks, asked with GET or HEAD, are open.
+checks and the page's own files, asked with GET or HEAD, are open.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from starlette.types import Message
 
 from server.app import create_app
+from server.page import FOLDER, read_page
 from server.settings import load_settings
 from tests.fakes import ScriptedModel
 from tests.server.wire import CHAT, Connection, app_of, live
@@ -25,13 +26,27 @@ from tests.server.wire import CHAT, Connection, app_of, live
 KEY = "sk-Right-0123456789"
 HEALTH = {"/live", "/ready", "/health"}
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY", "get", "BREW"]
-OPEN = {(path, method) for path in HEALTH for method in ("GET", "HEAD")}
+FILES = set(read_page(FOLDER))
+OPEN = {(path, method) for path in HEALTH | FILES for method in ("GET", "HEAD")}
 
 Headers = list[tuple[bytes, bytes]]
 
 UNKNOWN_PATHS = [
-    "/",
     "",
+    "//",
+    "/web",
+    "/web/",
+    "/web/x",
+    "/web/index.html",
+    "/web/../server/keys.py",
+    "/web/vendor",
+    "/web/vendor/README.md",
+    "/web//chat.js",
+    "/web/./chat.js",
+    "/web/chat.js/",
+    "/web/chat.js/../../v1/models",
+    "/web/CHAT.JS",
+    "/web/chat.js\x00",
     "*",
     "/v1",
     "/v1/",
@@ -189,7 +204,9 @@ def test_the_routes_are_found() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_route_is_closed_to_whoever_brings_no_key(method: str) -> None:
-    asked = [(path, method, headers) for path in [*PATHS, *UNKNOWN_PATHS] for headers in ([], WRONG[1])]
+    asked = [
+        (path, method, headers) for path in [*PATHS, *FILES, *UNKNOWN_PATHS] for headers in ([], WRONG[1])
+    ]
     answers = asyncio.run(statuses(closed_app(), asked))
     for (path, _, headers), status in zip(asked, answers, strict=True):
         assert (status == 401) is ((path, method) not in OPEN), (method, path, headers, status)

@@ -36,6 +36,8 @@ def test_the_key_file_is_one(tmp_path: Path) -> None:
 
 def test_the_flags_exist_and_the_defaults_are_these() -> None:
     known = {f"--{name.replace('_', '-')}" for name in Settings.model_fields} | {"--help"}
+    switches = {name for name, field in Settings.model_fields.items() if field.annotation is bool}
+    known |= {f"--no-{name.replace('_', '-')}" for name in switches}
     assert set(re.findall(r"--[a-z][a-z-]+", PAGE)) <= known
     settings = load_settings([])
     assert f"`--host` is {settings.host}." in PAGE

@@ -45,7 +45,10 @@ def counted(app: FastAPI) -> dict[tuple[str, str, str], int]:
         ("GET", "/secret", "unmatched", 404),
         ("GET", "/v1/models/", "/v1/models/{model_id}", 404),
         ("GET", "/healthz", "unmatched", 404),
-        ("PATCH", "/", "unmatched", 404),
+        ("PATCH", "/secret", "unmatched", 404),
+        ("GET", "/", "/", 200),
+        ("PATCH", "/", "/", 404),
+        ("GET", "/web/nowhere", "/web/{file}", 404),
     ],
 )
 def test_a_response_is_counted_under_its_routes_template(
