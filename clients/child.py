@@ -39,11 +39,12 @@ class ServerDied(ClientError):
 
 
 class ChildServer:
-    """One server process on a free port of this machine, as a context manager.
+    """One server process on a port of this machine, as a context manager.
 
     Args:
         arguments: the server's own, after `--host` and `--port`.
         command: what starts it.
+        port: where it listens; a free one by default.
         environment: variables added to ours; keys go here, never into `arguments`, which everyone can list.
         start_seconds: how long it may take until it is ready.
         ready: whether the server answers as one that can be used, given a client and the child's process id.
@@ -54,13 +55,14 @@ class ChildServer:
         arguments: Sequence[str] = (),
         *,
         command: Sequence[str] = SERVER,
+        port: int | None = None,
         environment: Mapping[str, str] | None = None,
         start_seconds: float = START_SECONDS,
         ready: Callable[[Client, int], bool] | None = None,
     ) -> None:
-        port = _free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        self._command = [*command, "--host", "127.0.0.1", "--port", str(port), *arguments]
+        self.port = _free_port() if port is None else port
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._command = [*command, "--host", "127.0.0.1", "--port", str(self.port), *arguments]
         self._environment = {**os.environ, "PYTHONPATH": _python_path(), **(environment or {})}
         self._start_seconds = start_seconds
         self._is_ready = _answers_health if ready is None else ready

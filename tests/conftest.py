@@ -56,6 +56,14 @@ def smollm2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def environments(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where what tests install is kept: pytest's cache, so that --cache-clear removes them too."""
+    if not hasattr(pytestconfig, "cache") or pytestconfig.cache is None:
+        return tmp_path_factory.mktemp("environments")
+    return pytestconfig.cache.mkdir("environments")
+
+
+@pytest.fixture(scope="session")
 def live_server(tiny_folder: Path) -> Iterator[str]:
     """URL of a real server process, such as http://127.0.0.1:54321, for the whole session."""
     with ChildServer(["--checkpoint", str(tiny_folder)]) as server:

@@ -111,7 +111,8 @@ export class Api {
     let finish = "";
     let last = {};
     for await (const chunk of readEvents(answer.body)) {
-      if (chunk.error) throw new ApiError(0, chunk.error.message, chunk.error.code);
+      if (chunk?.error) throw new ApiError(0, chunk.error.message, chunk.error.code);
+      if (!Array.isArray(chunk?.choices)) throw brokenAnswer();
       const [choice] = chunk.choices;
       if (!choice) last = chunk;
       else if (choice.finish_reason) finish = choice.finish_reason;
@@ -172,7 +173,7 @@ export async function* readEvents(body) {
       for (const frame of frames) {
         const data = dataOf(frame);
         if (data === "[DONE]") return;
-        if (data) yield JSON.parse(data);
+        if (data) yield parse(data);
         if (performance.now() - restedAt > BUSY_MS) {
           await turn();
           restedAt = performance.now();
@@ -191,6 +192,17 @@ function turn() {
     port1.onmessage = () => resolve(port1.close());
     port2.postMessage(null);
   });
+}
+
+/** Somebody answered who is no server of ours, or it was lost on the way. */
+const brokenAnswer = () => new ApiError(0, "The answer is broken: it is not what a server of this page sends.", "");
+
+function parse(data) {
+  try {
+    return JSON.parse(data);
+  } catch {
+    throw brokenAnswer();
+  }
 }
 
 function dataOf(frame) {

@@ -4,7 +4,7 @@
  */
 
 import { Api } from "./api.js";
-import { element, MessageView } from "./message.js";
+import { element, MessageView, visible } from "./message.js";
 import { KeyBox, note, Settings, Sidebar, StatusStrip, Watch } from "./panel.js";
 import * as store from "./store.js";
 
@@ -77,7 +77,7 @@ class Chat {
     const same = path.findIndex((message, i) => this.#views[i]?.message !== message);
     for (const view of this.#views.splice(same < 0 ? path.length : same)) view.element.remove();
     for (const message of path.slice(this.#views.length)) this.#addView(message);
-    document.title = this.conversation.title ? `${this.conversation.title} · Causerie` : "Causerie";
+    document.title = this.conversation.title ? `${visible(this.conversation.title)} · Causerie` : "Causerie";
     this.#column.dataset.empty = String(!path.length);
     this.#column.dataset.model = this.#parts.settings.model?.id ?? "";
     this.count();
@@ -334,8 +334,7 @@ async function begin() {
   parts.settings.onModel = () => chat.draw();
   find("compare").addEventListener("click", () => toggleCompare(parts, chat));
   if (!(await parts.shelf.open())) note("This browser keeps nothing for this page: conversations end with the tab.");
-  await sidebar.load();
-  await connect();
+  await Promise.all([sidebar.load(), connect()]); // whatever is kept, the server can be talked to
 }
 
 begin();

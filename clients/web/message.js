@@ -69,16 +69,36 @@ globalThis.DOMPurify.addHook("afterSanitizeAttributes", (node) => {
 
 const escapeHtml = (text) => text.replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
 
+const MARKS = /(\p{M}{8})\p{M}+/gu;
+/** No script stacks as many on one letter; fifty thousand of them keep a browser busy for seconds. */
 const HIDING = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
 
 /** Text with what nobody would see made visible: control characters, and those that turn its direction. */
 export function visible(text) {
-  return text.replace(/\r\n/g, "\n").replace(HIDING, (c) => `⟦U+${c.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}⟧`);
+  return text.replace(/\r\n/g, "\n").replace(MARKS, "$1⟦…⟧").replace(HIDING, (c) => `⟦U+${c.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}⟧`);
 }
 
-/** Markdown's tokens as elements that are safe. @returns {DocumentFragment} */
+/** What `work` gives; null if it nests deeper than Markdown's rules can follow. */
+function unlessTooDeep(work) {
+  try {
+    return work();
+  } catch (error) {
+    if (error instanceof RangeError) return null;
+    throw error;
+  }
+}
+
+/** Markdown's blocks; null if they nest too deep. */
+const lex = (text) => unlessTooDeep(() => MARKED.lexer(text));
+
+/** Text as it is. */
+const plain = (...children) => element("p", { class: "plain" }, ...children);
+
+/** Markdown's tokens as elements that are safe. @returns {Node} */
 function toFragment(tokens) {
-  const fragment = globalThis.DOMPurify.sanitize(MARKED.parser(tokens), ALLOWED);
+  const html = unlessTooDeep(() => MARKED.parser(tokens));
+  if (html === null) return plain(tokens.map(({ raw }) => raw).join(""));
+  const fragment = globalThis.DOMPurify.sanitize(html, ALLOWED);
   for (const table of fragment.querySelectorAll("table")) {
     const box = element("div", { class: "wide-box", tabindex: "0", role: "region", "aria-label": "Table" });
     table.replaceWith(box);
@@ -124,14 +144,12 @@ export class Prose {
   finish(text) {
     clearTimeout(this.#timer);
     const shown = visible(text);
-    if (isPlain(shown)) {
-      this.#root.replaceChildren(element("p", { class: "plain" }, shown));
-      return;
-    }
     const isOther = !text.startsWith(this.#text);
     if (isOther || this.#plain || shown.includes("]:")) this.#root.replaceChildren(this.#tail); // a link may be defined below
     if (this.#root.firstChild === this.#tail) this.#offset = 0;
-    this.#fill(MARKED.lexer(shown.slice(this.#offset)));
+    const blocks = isPlain(shown) ? null : lex(shown.slice(this.#offset));
+    if (blocks) this.#fill(blocks);
+    else this.#root.replaceChildren(plain(shown));
   }
 
   /** The blocks that are left, some at a time, so that a long text holds nobody up. */
@@ -158,13 +176,14 @@ export class Prose {
   #showPlain(shown) {
     if (!this.#plain) {
       this.#plain = { node: document.createTextNode(""), from: this.#offset };
-      this.#tail.replaceChildren(element("p", { class: "plain" }, this.#plain.node));
+      this.#tail.replaceChildren(plain(this.#plain.node));
     }
     this.#plain.node.appendData(shown.slice(this.#plain.from + this.#plain.node.length));
   }
 
   #showBlocks(shown) {
-    const tokens = MARKED.lexer(shown.slice(this.#offset));
+    const tokens = lex(shown.slice(this.#offset));
+    if (!tokens) return this.#showPlain(shown);
     const open = tokens.findLastIndex((token) => token.type !== "space");
     for (const token of tokens.slice(0, Math.max(0, open))) {
       if (!shown.startsWith(token.raw, this.#offset)) return;

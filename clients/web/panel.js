@@ -4,7 +4,7 @@
  */
 
 import { ServerGone } from "./api.js";
-import { button, element } from "./message.js";
+import { button, element, visible } from "./message.js";
 import * as store from "./store.js";
 
 const find = (id) => document.getElementById(id);
@@ -279,12 +279,13 @@ export class Sidebar {
 
   #item(conversation) {
     const isShown = conversation === this.#chat.conversation;
-    const open = button(conversation.title || "Untitled", () => this.#open(conversation), {
+    const title = visible(conversation.title) || "Untitled";
+    const open = button(title, () => this.#open(conversation), {
       class: "name",
       "aria-current": isShown ? "true" : null,
     });
-    const rename = button("✎", () => this.#rename(conversation, item), { "data-test": "rename", "aria-label": `Rename ${conversation.title}` });
-    const remove = button("×", () => this.#remove(conversation, remove), { "data-test": "delete", "aria-label": `Delete ${conversation.title}` });
+    const rename = button("✎", () => this.#rename(conversation, item), { "data-test": "rename", "aria-label": `Rename ${title}` });
+    const remove = button("×", () => this.#remove(conversation, remove), { "data-test": "delete", "aria-label": `Delete ${title}` });
     const item = element("li", { "data-test": "conversation", class: isShown ? "shown" : null }, open, rename, remove);
     return item;
   }

@@ -39,6 +39,13 @@ def test_it_answers_inside_the_block_and_is_gone_after_it() -> None:
     assert is_gone(pid)
 
 
+def test_another_one_can_take_its_place() -> None:
+    with ChildServer(command=FAKE) as first:
+        pass
+    with ChildServer(command=FAKE, port=first.port) as second, Client(first.url) as client:
+        assert client.health()["pid"] == second.pid and second.url == first.url
+
+
 def test_it_is_gone_after_an_exception() -> None:
     with pytest.raises(ZeroDivisionError), ChildServer(command=FAKE) as server:
         pid = server.pid

@@ -11,14 +11,6 @@ CAUSETTE = Path(__file__).parents[2] / "checkpoints" / "causette"
 
 
 @pytest.fixture(scope="session")
-def environments(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where environments are kept: pytest's cache, so that --cache-clear removes them too."""
-    if not hasattr(pytestconfig, "cache") or pytestconfig.cache is None:
-        return tmp_path_factory.mktemp("environments")
-    return pytestconfig.cache.mkdir("frameworks")
-
-
-@pytest.fixture(scope="session")
 def causette() -> Iterator[str]:
     """URL of a server of the default checkpoint, which is in every checkout."""
     options = ["--quantization", "none"]  # log probabilities are compared with the float32 model
