@@ -31,8 +31,10 @@ def test_the_file_tree_is_the_file_tree() -> None:
 
 
 def is_ours(path: Path) -> bool:
-    pulled = (path / "pulled.json").exists()
-    return not path.name.startswith(("__", ".")) and path.name != "node_modules" and not pulled
+    """Whether a folder is the project's: of checkpoints, what is pulled and trained here is not."""
+    if path.parent.name == "checkpoints":
+        return f"!/checkpoints/{path.name}/" in (ROOT / ".gitignore").read_text().splitlines()
+    return not path.name.startswith(("__", ".")) and path.name != "node_modules"
 
 
 def test_every_make_target_it_names_exists() -> None:

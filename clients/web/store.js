@@ -119,7 +119,11 @@ export function fromText(text) {
   const whole = parse(text);
   if (whole?.format === FORMAT) return list(whole.conversations, "conversations").map(readConversation);
   const lines = text.split("\n").filter((line) => line.trim());
-  return lines.map((line, i) => readTraining(parse(line), `line ${i + 1}`));
+  return lines.map((line, i) => {
+    const value = parse(line);
+    if (value === null) throw new Error(`line ${i + 1}: the file is neither JSON nor JSONL`);
+    return readTraining(value, `line ${i + 1}`);
+  });
 }
 
 function parse(text) {

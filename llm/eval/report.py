@@ -201,6 +201,7 @@ body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 80em;
 table { border-collapse: collapse; width: 100%; }
 td, th { border: 1px solid #8886; padding: .35em .6em; text-align: left; vertical-align: top; }
 td { overflow-wrap: anywhere; unicode-bidi: isolate; white-space: pre-wrap; }
+td:nth-child(3):nth-last-child(4), td:nth-child(6) { overflow-wrap: normal; white-space: nowrap; }
 @media (prefers-color-scheme: dark) { body { background: #111; color: #ddd; } }
 </style>
 """

@@ -154,13 +154,17 @@ def test_conversations_go_out_and_come_back(chat: Chat, tmp_path: Path) -> None:
 
 def test_a_file_that_is_none_is_refused_in_words(chat: Chat, tmp_path: Path) -> None:
     chat.ask(QUESTION)
-    for number, text in enumerate(
-        ("\0\1", '{"a": 1}', '{"messages": [{"role": "robot", "content": "x"}]}\n')
-    ):
+    refused = {
+        "\0\1": "neither JSON nor JSONL",
+        '{"a": 1}': "expected a list",
+        '{"messages": [{"role": "robot", "content": "x"}]}\n': "must be user or assistant",
+    }
+    for number, (text, reason) in enumerate(refused.items()):
         file = tmp_path / f"{number}.json"
         file.write_text(text)
         chat.tab.choose("import", file)
         chat.tab.read("note", file.name)
+        chat.tab.read("note", reason)
         assert chat.tab.count("conversation") == 1
 
 
