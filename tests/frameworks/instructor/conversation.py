@@ -80,8 +80,11 @@ def partial_objects() -> None:
     for mode in (instructor.Mode.TOOLS, instructor.Mode.JSON_SCHEMA):
         parts = list(_client(mode).create_partial(response_model=Judgement, messages=MESSAGES, **FIXED))
         assert len(parts) > 1, "it was streamed"
-        whole = _client(mode).create(response_model=Judgement, messages=MESSAGES, **FIXED)
-        assert parts[-1].model_dump() == whole.model_dump()
+        last = parts[-1].model_dump()
+        Judgement.model_validate(last)  # not what create() gives: the class has another name in the prompt
+        for part in parts:
+            known = part.model_dump(exclude_none=True)
+            assert all(str(last[name]).startswith(str(value)) for name, value in known.items()), part
 
 
 def async_calls() -> None:
