@@ -45,7 +45,7 @@ class Side {
     const id = (field) => `compare-${name}-${field}`.toLowerCase();
     this.model = element("select", { id: id("model"), "data-test": id("model") }, ...models.map((one) => element("option", { value: one.id, selected: one.id === chosen }, one.id)));
     const rows = FIELDS.map(([field, label, props]) => {
-      const input = element("input", { id: id(field), "data-test": id(field), type: "number", placeholder: "own", ...props });
+      const input = element("input", { id: id(field), "data-test": id(field), type: "number", placeholder: "–", title: "empty: the checkpoint’s own", ...props });
       return [field, label, input];
     });
     this.inputs = new Map(rows.map(([field, , input]) => [field, input]));
