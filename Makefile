@@ -41,7 +41,7 @@ bench: $(VENV)/.installed  ## offline, then through HTTP, on the default checkpo
 	@$(BIN)/causerie bench --offline --checkpoint checkpoints/causette --json runs/offline.json --png runs/offline.png
 	@$(BIN)/causerie bench --spawn --checkpoint checkpoints/causette --offline runs/offline.json $(ARGS)
 
-# Reproduces checkpoints/causette in three stages: about an hour and a quarter on two cores with AVX512_BF16.
+# Reproduces checkpoints/causette in three stages; its card says how long they took.
 checkpoint: $(VENV)/.installed  ## train the default checkpoint again, and score it
 	@mkdir -p runs
 	$(BIN)/causerie train facts runs/facts.jsonl --copies 30

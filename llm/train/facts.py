@@ -27,6 +27,7 @@ from llm.train.phrasing import WordBag, vary
 BAG_SHARE = 0.3
 """Copies of a question that are a few telling words of its fact instead."""
 
+DIALOGUES = "dialogues.jsonl"
 UNKNOWN = "unknown"
 UNKNOWN_ANSWER = "I don't know; I only know about language models and this server."
 UNKNOWN_KEYS = (("don't know",),)
@@ -110,9 +111,6 @@ def read_unknown(path: str | Path) -> Fact:
             raise DataError(f"{where}: question must be non-empty text")
         questions.append(value["question"])
     return Fact(UNKNOWN, UNKNOWN_ANSWER, UNKNOWN_KEYS, tuple(questions))
-
-
-DIALOGUES = "dialogues.jsonl"
 
 
 def add_phrasings(facts: Sequence[Fact], folders: Iterable[str | Path]) -> list[Fact]:
