@@ -1,7 +1,8 @@
 """Where one request's events wait for whoever reads them: bounded, and with a way to end it from outside.
 
-The engine never waits: an event that finds the box full ends the request instead. Put and taken on the event
-loop; a reader is woken once for all that a step, or several, brought. Refuses to know what events say.
+The engine never waits: an event that finds the box full, and nobody on the way to it, ends the request
+instead. Put and taken on the event loop; a reader is woken once for all that a step, or several, brought.
+Refuses to know what events say.
 """
 
 from __future__ import annotations
@@ -33,10 +34,12 @@ class Mailbox:
         self._reader: asyncio.Future[None] | None = None  # who waits
 
     def put(self, event: TokenEvent) -> None:
-        """One more event; the last one when the box is full."""
+        """One more event; the last one when the box is full and its reader elsewhere. A reader that was woken
+        and has not had its turn is not slow: the loop is, as when a crowd arrives.
+        """
         if self._error is not None:
             return
-        if len(self._events) >= self._room:
+        if len(self._events) >= self._room and self._reader is None:
             self.interrupt(ReaderTooSlow(f"the reply was not read: {self._room} tokens of it wait"))
         else:
             self._events.append(event)

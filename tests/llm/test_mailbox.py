@@ -80,6 +80,18 @@ def test_one_event_too_many_ends_it_after_those_there_are(num_sequences: int) ->
     asyncio.run(run())
 
 
+def test_a_reader_that_waits_for_its_turn_on_a_busy_loop_is_not_slow() -> None:
+    async def run() -> None:
+        mailbox, num = mailbox_of(1), 3 * EVENTS_PER_SEQUENCE
+        reading = asyncio.create_task(taken(mailbox, num))
+        await asyncio.sleep(0)
+        for token in range(num):  # all in one turn of the loop, as after a turn that took a second
+            mailbox.put(TokenEvent(0, token))
+        assert await reading == list(range(num))
+
+    asyncio.run(run())
+
+
 def test_the_first_interruption_counts_and_nothing_follows_it() -> None:
     async def run() -> None:
         mailbox = mailbox_of(1)
