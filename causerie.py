@@ -9,6 +9,7 @@ Refuses to know any option. A module is imported when its subcommand is called, 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import NamedTuple
 
@@ -52,6 +53,10 @@ COMMANDS = {
 }
 
 
+UNREAD = 141
+"""As a shell has it for a program that SIGPIPE ends: who read its output left, as `| head` does."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a subcommand; its exit status, or 2 when there is no such subcommand."""
     args = sys.argv[1:] if argv is None else list(argv)
@@ -65,7 +70,12 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     sys.argv[0] = f"causerie {name}"  # what argparse calls the program in its help and errors
     module = importlib.import_module(COMMANDS[name].module)
-    status: int = module.main(args[len(name.split()) :])
+    try:
+        status: int = module.main(args[len(name.split()) :])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
+        return UNREAD
     return status
 
 

@@ -16,14 +16,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn, Self
+from typing import Self
 
 from clients.client import Client
+from clients.unwinding import unwound_by_signals
 from clients.wire import ClientError
 
 SERVER = (sys.executable, "-m", "server")
@@ -31,7 +30,6 @@ START_SECONDS = 300.0
 STOP_SECONDS = 10.0
 POLL_SECONDS = 0.05
 LOG_LINES, LOG_BYTES = 20, 1 << 16
-_ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 class ServerDied(ClientError):
@@ -68,7 +66,7 @@ class ChildServer:
         self._is_ready = _answers_health if ready is None else ready
         self._process: subprocess.Popen[bytes] | None = None
         self._log = tempfile.TemporaryFile()  # not a pipe: nobody reads while the server writes
-        self._replaced: list[signal.Signals] = []
+        self._unwinding = unwound_by_signals()  # SIGTERM and SIGHUP end the child too
 
     @property
     def pid(self) -> int:
@@ -83,7 +81,7 @@ class ChildServer:
             ServerDied: it ended first, or `start_seconds` passed.
         """
         assert self._process is None, "started twice"
-        self._catch_signals()
+        self._unwinding.__enter__()
         try:
             self._process = subprocess.Popen(
                 self._command,
@@ -106,8 +104,7 @@ class ChildServer:
                 _stop(self._process)
         finally:
             self._log.close()
-            for number in self._replaced:
-                signal.signal(number, signal.SIG_DFL)
+            self._unwinding.__exit__(None, None, None)
 
     def last_lines(self, count: int = LOG_LINES) -> str:
         """The end of what the server wrote."""
@@ -129,18 +126,6 @@ class ChildServer:
     def _obituary(self, what: str) -> str:
         lines = self.last_lines() or "(it wrote nothing)"
         return f"the server {what}; it was started by\n  {' '.join(self._command)}\nand last wrote\n{lines}"
-
-    def _catch_signals(self) -> None:
-        """Let SIGTERM and SIGHUP unwind the stack, so that `with` ends the child; ignored ones stay so."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        self._replaced = [number for number in _ENDING_SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
-        for number in self._replaced:
-            signal.signal(number, _exit_on_signal)
-
-
-def _exit_on_signal(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib.machinery import PathFinder
@@ -67,6 +68,19 @@ def test_the_modules_status_is_the_commands(
         causerie.main(["bench", "--rounds", "none"])
     assert caught.value.code == 2
     assert "causerie bench: error" in capsys.readouterr().err
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    """As `causerie inspect … | head -1`: all is written at the end, after the reader left."""
+    inspect = [sys.executable, "causerie.py", "inspect", "checkpoints/causette"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "wb") as unread:
+        done = subprocess.run(
+            inspect, stdout=unread, stderr=subprocess.PIPE, cwd=ROOT, env=environment, timeout=60
+        )
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_a_file_after_bench_offline_is_the_load_tests(

@@ -28,6 +28,7 @@ from clients.chat.safe_text import harmless, one_line
 from clients.chat.screen import Screen, is_dumb, is_plain
 from clients.child import ChildServer, ServerDied
 from clients.client import Client
+from clients.unwinding import unwound_by_signals
 from clients.wire import KEY_VARIABLE, ClientError
 
 PARAMS = ("model", "temperature", "top_p", "top_k", "max_tokens", "seed")
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     _tolerate_any_stream()
     try:
-        with _server(args) as url, Client(url, args.api_key) as client:
+        with unwound_by_signals(), _server(args) as url, Client(url, args.api_key) as client:
             return _converse(client, args)
     except ServerDied as error:
         print(harmless(str(error)), file=sys.stderr)  # the last lines it wrote

@@ -8,6 +8,7 @@ import pty
 import select
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,6 +68,12 @@ class Terminal:
             self.seen += data
         between, self._at = self.seen[self._at : found], found + len(text)
         return between
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether lines are neither echoed nor gathered, as while an editor has the terminal."""
+        local = termios.tcgetattr(self._master)[3]
+        return not local & (termios.ECHO | termios.ICANON)
 
     def end(self) -> int:
         """Wait for the program's end; its exit status."""

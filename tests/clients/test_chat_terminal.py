@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,16 @@ def test_a_history_that_cannot_be_kept_is_said_at_once(fake: FakeServer) -> None
     with chat(fake, "--history", "/dev/null") as terminal:
         terminal.expect("--history /dev/null: cannot keep a history: not a file")
         assert terminal.end() == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_the_terminal_as_it_was(fake: FakeServer, number: signal.Signals) -> None:
+    with chat(fake) as terminal:
+        terminal.expect("User:")
+        assert terminal.is_raw
+        terminal.process.send_signal(number)
+        assert terminal.process.wait(30) == 128 + number
+        assert not terminal.is_raw
 
 
 def test_a_checkpoint_is_served_for_as_long_as_the_chat(tiny_folder: Path) -> None:
