@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     module = importlib.import_module(COMMANDS[name].module)
     try:
         status: int = module.main(args[len(name.split()) :])
-        sys.stdout.flush()
+        print(end="", flush=True)  # which bears a stdout that is closed, as by >&-
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
         return UNREAD

@@ -83,6 +83,14 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (141, b"")
 
 
+def test_a_closed_stdout_is_no_error() -> None:
+    close_and_inspect = f"exec {sys.executable} causerie.py inspect checkpoints/causette >&-"
+    done = subprocess.run(
+        ["sh", "-c", close_and_inspect], stderr=subprocess.PIPE, encoding="utf-8", cwd=ROOT, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_file_after_bench_offline_is_the_load_tests(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
